@@ -1,0 +1,4 @@
+"""Devices behind one interface: discovery, capabilities, memory, kernels, quantised weights, collectives.
+
+Knows nothing of models, requests or scheduling.
+"""
