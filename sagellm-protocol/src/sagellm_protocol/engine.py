@@ -1,0 +1,151 @@
+"""How an engine is asked for, and what it says of itself.
+
+Knows nothing of how engines are started or reached.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from ._wire import Ask, Report
+from .devices import DeviceInfo
+from .requests import Name
+
+
+class EngineSpec(Ask):
+    """An engine that is asked for: what an operator writes down.
+
+    What is left out, the engine decides and reports in :class:`EngineInfo`. ``options`` are the engine's own; one it does
+    not know is refused by name.
+    """
+
+    engine: Name = "sagellm"
+    """Entry point of the group ``sagellm.engines``."""
+    model: Name
+    """Local path, catalogue name or hub name."""
+    revision: str | None = None
+    served_names: tuple[Name, ...] = ()
+    """Names requests may use; the model's own name when empty."""
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
+    tokenizer: str | None = None
+    """Where the tokeniser is, if not beside the weights."""
+    chat_template: str | None = None
+    """A template, or the path of one, in place of the checkpoint's own."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    pipeline_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)
+    max_model_len: int | None = Field(default=None, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    """Token budget of one step."""
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    kv_cache_dtype: str = "auto"
+    block_size: int | None = Field(default=None, ge=1)
+    prefix_caching: bool = True
+    core: Literal["process", "inline"] = "process"
+    """Whether the engine's core runs in a process of its own or in the caller's."""
+    seed: int | None = None
+    """Makes requests without a seed of their own reproducible in order of arrival (tests)."""
+    threads: int | None = Field(default=None, ge=1)
+    options: dict[str, JsonValue] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names requests may use for this engine's model."""
+        return self.served_names or (self.model,)
+
+
+class EngineState(str, Enum):
+    """Where an engine is in its life."""
+
+    STARTING = "STARTING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    """Finishes what it has and takes nothing new."""
+    STOPPED = "STOPPED"
+    ERROR = "ERROR"
+    """Dead or unreachable; ``EngineInfo.error`` says why."""
+
+
+class EngineCapabilities(Report):
+    """What an engine offers with the model it has loaded."""
+
+    features: frozenset[str] = frozenset()
+    """Names of :mod:`sagellm_protocol.features`."""
+    max_model_len: int | None = None
+    """Most tokens of prompt and output together."""
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    vocab_size: int | None = None
+    block_size: int | None = None
+    total_blocks: int | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    embedding_dimensions: int | None = None
+    kv_connectors: tuple[str, ...] = ()
+
+
+class EngineInfo(Report):
+    """What an engine says of itself; changes seldom."""
+
+    engine_id: str
+    engine: str
+    """Entry point it was made by."""
+    version: str | None = None
+    model: str
+    model_key: str | None = None
+    """Identity of the weights, as block hashes use it."""
+    served_names: tuple[str, ...]
+    state: EngineState
+    error: str | None = None
+    """Root cause, when ``state`` is ``ERROR``."""
+    mock: bool = False
+    """Its answers are made up."""
+    capabilities: EngineCapabilities = EngineCapabilities()
+    device: DeviceInfo | None = None
+
+
+class EngineStats(Report):
+    """An engine's load at one moment, and its counters since it started."""
+
+    state: EngineState
+    heartbeat_age_s: float | None = None
+    """Seconds since the core last proved that it is alive."""
+    running: int = 0
+    """Sequences that hold blocks."""
+    waiting: int = 0
+    queued_prompt_tokens: int | None = None
+    """Prompt tokens accepted but not yet computed."""
+    total_blocks: int | None = None
+    free_blocks: int | None = None
+    cached_blocks: int | None = None
+    """Held by nobody, kept for their content."""
+    used_blocks: int | None = None
+    leased_blocks: int | None = None
+    kv_bytes: int | None = None
+    peak_mem_mb: float | None = None
+    steps: int | None = None
+    prompt_tokens: int | None = None
+    generation_tokens: int | None = None
+    prefix_queried_tokens: int | None = None
+    prefix_hit_tokens: int | None = None
+    preemptions: int | None = None
+    evicted_blocks: int | None = None
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    refused: int = 0
+
+    @property
+    def kv_usage(self) -> float | None:
+        """Share of the blocks that sequences hold."""
+        if not self.total_blocks or self.used_blocks is None:
+            return None
+        return self.used_blocks / self.total_blocks

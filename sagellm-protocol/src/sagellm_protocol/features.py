@@ -1,0 +1,75 @@
+"""The names of what a request may depend on, and the refusal of those an engine does not know.
+
+A feature is what an engine might lack. A request uses a feature by setting a field, or names it in ``requires``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Union
+
+from .errors import ErrorCode, SageLLMError
+from .requests import EmbedRequest, Request, ScoreRequest
+
+GENERATE = "generate"
+EMBED = "embed"
+SCORE = "score"
+CHAT = "chat"
+TOOLS = "tools"
+STRUCTURED_OUTPUT = "structured_output"
+LOGPROBS = "logprobs"
+PROMPT_LOGPROBS = "prompt_logprobs"
+LOGIT_BIAS = "logit_bias"
+ALLOWED_TOKEN_IDS = "allowed_token_ids"
+BAD_WORDS = "bad_words"
+ECHO = "echo"
+ADAPTER = "adapter"
+CACHE_SALT = "cache_salt"
+KV_TRANSFER = "kv_transfer"
+DIMENSIONS = "dimensions"
+
+# How each feature shows in a request, beside the field that a refusal names.
+_IN_REQUEST = (
+    (CHAT, "messages", lambda r: r.messages is not None),
+    (TOOLS, "tools", lambda r: bool(r.tools)),
+    (STRUCTURED_OUTPUT, "structured", lambda r: r.structured is not None),
+    (LOGPROBS, "sampling.logprobs", lambda r: r.sampling.logprobs is not None),
+    (PROMPT_LOGPROBS, "sampling.prompt_logprobs", lambda r: r.sampling.prompt_logprobs is not None),
+    (LOGIT_BIAS, "sampling.logit_bias", lambda r: bool(r.sampling.logit_bias)),
+    (ALLOWED_TOKEN_IDS, "sampling.allowed_token_ids", lambda r: r.sampling.allowed_token_ids is not None),
+    (BAD_WORDS, "sampling.bad_words", lambda r: bool(r.sampling.bad_words)),
+    (ECHO, "echo", lambda r: r.echo),
+    (CACHE_SALT, "cache_salt", lambda r: r.cache_salt is not None),
+    (KV_TRANSFER, "kv_transfer", lambda r: r.kv_transfer is not None),
+)
+
+AnyRequest = Union[Request, EmbedRequest, ScoreRequest]
+
+
+def features_of(request: AnyRequest) -> dict[str, str]:
+    """Features the request depends on, each with the field that brings it in."""
+    used = dict.fromkeys(request.requires, "requires")
+    if request.adapter is not None:
+        used[ADAPTER] = "adapter"
+    if isinstance(request, Request):
+        used[GENERATE] = "model"
+        used.update((name, field) for name, field, uses in _IN_REQUEST if uses(request))
+    elif isinstance(request, EmbedRequest):
+        used[EMBED] = "model"
+        if request.dimensions is not None:
+            used[DIMENSIONS] = "dimensions"
+    else:
+        used[SCORE] = "model"
+    return used
+
+
+def refuse_unknown(request: AnyRequest, offered: Collection[str]) -> None:
+    """Raise ``UNSUPPORTED`` for the first feature of ``request`` that is not among those ``offered``."""
+    for name, field in features_of(request).items():
+        if name not in offered:
+            raise SageLLMError(
+                ErrorCode.UNSUPPORTED,
+                f"model {request.model!r} does not offer {name!r} (asked for by {field});"
+                f" it offers {', '.join(sorted(offered)) or 'nothing'}",
+                field,
+            )

@@ -1,0 +1,296 @@
+"""The Python interfaces that our packages, and those of others, meet through.
+
+Implementations are found by entry point (:mod:`sagellm_protocol.plugins`) or passed in. Each has a conformance suite in
+:mod:`sagellm_protocol.testing`. Provisional until a GPU backend and a two-process executor have passed theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from enum import Enum
+from typing import Protocol, runtime_checkable
+
+from pydantic import ConfigDict, Field
+
+from ._wire import Ask, Report
+from .blocks import BlockHash
+from .engine import EngineInfo, EngineSpec, EngineState, EngineStats
+from .events import StreamEvent
+from .requests import EmbedRequest, Request, ScoreRequest
+from .responses import EmbedResponse, ScoreResponse
+from .sampling import TokenId
+
+
+class RenderedPrompt(Ask):
+    """A prompt as the model will read it."""
+
+    model_config = ConfigDict(ser_json_bytes="hex", val_json_bytes="hex")
+
+    token_ids: tuple[TokenId, ...] = Field(min_length=1)
+    text: str | None = None
+    """The text it was made of; absent when the caller gave tokens."""
+    block_size: int = Field(gt=0)
+    block_hashes: tuple[BlockHash, ...] = ()
+    """Of the full blocks, by :mod:`sagellm_protocol.blocks`."""
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """Turns requests into tokens. One a model; needs neither torch nor a running engine."""
+
+    async def render(self, request: Request) -> RenderedPrompt:
+        """Apply the chat template, tokenise, truncate and hash.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` for what the template or vocabulary refuses; ``CONTEXT_LENGTH_EXCEEDED``, naming
+                both lengths, when the prompt leaves no room for a token or for the output asked for.
+        """
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One model that answers, wherever it runs.
+
+    Made by ``create(spec: EngineSpec) -> Engine``, an entry point of the group ``sagellm.engines``; making one is cheap and
+    loads nothing.
+    """
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it says of itself now. Cheap, never blocks."""
+        ...
+
+    @property
+    def renderer(self) -> Renderer:
+        """Renders prompts for this engine's model."""
+        ...
+
+    async def start(self) -> None:
+        """Load, and return once requests can be served.
+
+        Raises:
+            SageLLMError: With the root cause and its fix. ``info.state`` is then ``ERROR``.
+        """
+        ...
+
+    def generate(self, request: Request, prompt: RenderedPrompt | None = None) -> AsyncIterator[StreamEvent]:
+        """Work on a request; yields its events as :mod:`sagellm_protocol.events` orders them.
+
+        Errors of the request come as its terminal event, also those found before any work. Closing the iterator before its
+        terminal event aborts the request: by the end of the step in which the abort arrives its blocks are free.
+
+        Args:
+            request: Its id is unused among the requests in flight here.
+            prompt: What :attr:`renderer` made of it; rendered here when absent.
+        """
+        ...
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        """Vectors of texts.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` when the model makes none.
+        """
+        ...
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Relevance of documents to a query.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` when the model does not score.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> bool:
+        """End a request as cancelled. False when none of that id is in flight."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """Load and counters. Costs no tokens; a dead core shows as state ``ERROR`` rather than as an exception."""
+        ...
+
+    async def drain(self) -> None:
+        """Take nothing new (``UNAVAILABLE``) and return once everything in flight has ended."""
+        ...
+
+    async def stop(self) -> None:
+        """End what is in flight as cancelled, and release everything. Safe to call twice, and in any state."""
+        ...
+
+
+class EngineHandle(Protocol):
+    """An engine that a launcher started."""
+
+    @property
+    def engine_id(self) -> str:
+        """The id it was started under."""
+        ...
+
+    @property
+    def engine(self) -> Engine:
+        """The way to talk to it."""
+        ...
+
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """Drain for at most ``timeout_s`` (``None``: do not wait), then stop it and release what it held."""
+        ...
+
+    async def status(self) -> EngineState:
+        """Whether it still runs, as the launcher sees it."""
+        ...
+
+    async def logs(self, lines: int = 100) -> Sequence[str]:
+        """The last lines it wrote; empty where its output is not kept apart."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts engines somewhere. Made by ``create() -> Launcher``, an entry point of the group ``sagellm.launchers``."""
+
+    async def start(self, spec: EngineSpec, engine_id: str) -> EngineHandle:
+        """Start an engine and return once it serves.
+
+        Raises:
+            SageLLMError: With the root cause; nothing is left running.
+        """
+        ...
+
+
+class RequestEnding(str, Enum):
+    """The ways an accepted request may end; each ends in exactly one."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    REFUSED = "refused"
+
+
+class ModelInfo(Report):
+    """A model that can be asked for by name."""
+
+    name: str
+    engines: int = Field(ge=0)
+    """Engines that serve it."""
+    ready: int = Field(ge=0)
+    """Those of them that take requests now."""
+    mock: bool = False
+    features: frozenset[str] = frozenset()
+    max_model_len: int | None = None
+    created_s: int
+    """Unix seconds since when it is known here."""
+
+
+class EngineRecord(Report):
+    """An engine as a control plane keeps it."""
+
+    info: EngineInfo
+    stats: EngineStats | None = None
+    """As last reported; absent while it never was."""
+    launcher: str | None = None
+    """What started it; absent for an engine that was attached."""
+    url: str | None = None
+    in_flight: int = Field(default=0, ge=0)
+    """Requests this plane has there."""
+
+
+class PlaneStatus(Report):
+    """A control plane at one moment."""
+
+    ready: bool
+    """Whether at least one engine takes requests."""
+    reason: str | None = None
+    """Why not."""
+    engines: tuple[EngineRecord, ...] = ()
+    queued: int = Field(default=0, ge=0)
+    in_flight: int = Field(default=0, ge=0)
+    """Accepted and not ended, queued ones included."""
+    accepted: int = Field(default=0, ge=0)
+    ended: dict[RequestEnding, int] = {}
+    """Counts by ending; with ``in_flight`` they sum to ``accepted``. Requests refused before they were accepted stand
+    apart, in ``refused_early``."""
+    refused_early: int = Field(default=0, ge=0)
+
+
+@runtime_checkable
+class ControlPlane(Protocol):
+    """Many engines behind one door. Made by an entry point of the group ``sagellm.control_planes``."""
+
+    async def start(self) -> None:
+        """Begin to serve; returns once background work runs. Does not wait for engines."""
+        ...
+
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Refuse what is new, let what is in flight end within ``drain_s``, cancel the rest, stop the engines it launched."""
+        ...
+
+    def submit(self, request: Request) -> AsyncIterator[StreamEvent]:
+        """Serve a generation request; events as :mod:`sagellm_protocol.events` orders them.
+
+        Everything that goes wrong comes as the terminal event. The request's id is a caller's; the plane mints the ids that
+        engines see. Closing the iterator early cancels the request.
+        """
+        ...
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        """Serve an embedding request.
+
+        Raises:
+            SageLLMError: As the request ended.
+        """
+        ...
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Serve a scoring request.
+
+        Raises:
+            SageLLMError: As the request ended.
+        """
+        ...
+
+    async def cancel(self, request_id: str) -> bool:
+        """End a request as cancelled, queued or running. False when none of that id is in flight."""
+        ...
+
+    async def render(self, request: Request) -> RenderedPrompt:
+        """The prompt as the model that ``request`` names would read it."""
+        ...
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """Models that can be asked for."""
+        ...
+
+    async def status(self) -> PlaneStatus:
+        """The plane and its engines now. Never waits for an engine."""
+        ...
+
+    async def start_engine(
+        self, spec: EngineSpec, launcher: str = "local", engine_id: str | None = None
+    ) -> EngineRecord:
+        """Launch an engine and serve through it; returns once it is ready.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` for an id in use; the root cause when it does not start.
+        """
+        ...
+
+    async def attach_engine(self, url: str, engine_id: str | None = None, api_key: str | None = None) -> EngineRecord:
+        """Serve through an engine that runs elsewhere.
+
+        Raises:
+            SageLLMError: ``UNAVAILABLE`` when nothing that we know answers at ``url``.
+        """
+        ...
+
+    async def drain_engine(self, engine_id: str) -> None:
+        """Send it nothing new; returns once it has nothing in flight."""
+        ...
+
+    async def stop_engine(self, engine_id: str, drain_s: float | None = None) -> None:
+        """Stop an engine this plane launched, or let go of one it attached.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND`` for an unknown id.
+        """
+        ...

@@ -1,0 +1,77 @@
+"""Finding implementations by entry point, and saying what is installed when a name is unknown.
+
+Knows the names of the groups and nothing of what is behind them.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from .errors import ErrorCode, SageLLMError
+
+BACKENDS = "sagellm.backends"
+ENGINES = "sagellm.engines"
+CONTROL_PLANES = "sagellm.control_planes"
+MODELS = "sagellm.models"
+LAUNCHERS = "sagellm.launchers"
+POLICIES = "sagellm.policies"
+
+GROUPS = (BACKENDS, ENGINES, CONTROL_PLANES, MODELS, LAUNCHERS, POLICIES)
+
+_PROVIDED_BY = {
+    BACKENDS: "isagellm-backend",
+    ENGINES: "isagellm-core",
+    CONTROL_PLANES: "isagellm-control-plane",
+    MODELS: "isagellm-core",
+    LAUNCHERS: "isagellm-control-plane",
+    POLICIES: "isagellm-control-plane",
+}
+
+
+def installed(group: str) -> dict[str, EntryPoint]:
+    """Entry points of ``group`` by name, without importing any.
+
+    Raises:
+        SageLLMError: ``CONFLICT`` when two distributions claim one name with different objects.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=group):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise SageLLMError(
+                ErrorCode.CONFLICT,
+                f"two installed distributions provide {point.name!r} in {group}: {_origin(other)} and {_origin(point)};"
+                " uninstall one of them",
+            )
+    return found
+
+
+def load(group: str, name: str) -> Any:
+    """Import and return what ``name`` stands for in ``group``.
+
+    Raises:
+        SageLLMError: ``NOT_INSTALLED`` when the name is unknown, listing those that are known; or when what it stands for cannot
+            be imported, with the reason.
+    """
+    points = installed(group)
+    point = points.get(name)
+    if point is None:
+        known = ", ".join(sorted(points))
+        hint = (
+            f"installed: {known}"
+            if known
+            else f"none is installed: pip install {_PROVIDED_BY.get(group, 'a provider')}"
+        )
+        raise SageLLMError(ErrorCode.NOT_INSTALLED, f"nothing named {name!r} in {group}; {hint}")
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise SageLLMError(
+            ErrorCode.NOT_INSTALLED,
+            f"{name!r} of {group} is installed ({_origin(point)}) but cannot be loaded: {error}",
+        ) from error
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.value} from {point.dist.name}" if point.dist is not None else point.value

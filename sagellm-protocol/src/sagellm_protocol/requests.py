@@ -1,0 +1,195 @@
+"""What may be asked of an engine: generation, embeddings, scores.
+
+Knows nothing of API dialects (a gateway translates), nor of how a prompt becomes tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from typing_extensions import Self
+
+from ._wire import Ask
+from .blocks import KVTransferTicket
+from .sampling import SamplingParams, TokenId
+
+Name = Annotated[str, Field(min_length=1, max_length=512)]
+RequestId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class TextPart(Ask):
+    """A piece of a message's text."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+ContentPart = TextPart
+"""A typed part of a message; a part of any other ``type`` is refused by name."""
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class ToolCall(Ask):
+    """A call that the assistant made."""
+
+    id: str
+    name: Name
+    arguments: str
+    """JSON text, as the model wrote it."""
+
+
+class Message(Ask):
+    """One turn of a conversation. ``content`` given as a string becomes one text part."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[tuple[ContentPart, ...], BeforeValidator(_as_parts)] = ()
+    reasoning: str | None = None
+    """The assistant's earlier reasoning, for templates that want it back."""
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All text parts, joined."""
+        return "".join(part.text for part in self.content)
+
+
+class ToolDefinition(Ask):
+    """A function that the model may call."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    """JSON Schema of the arguments."""
+    strict: bool = False
+
+
+class NamedTool(Ask):
+    """The one tool that must be called."""
+
+    name: Name
+
+
+ToolChoice = Union[Literal["none", "auto", "required"], NamedTool]
+
+
+class StructuredOutput(Ask):
+    """A form that the output must have; exactly one of the fields is set."""
+
+    json_schema: dict[str, JsonValue] | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: tuple[str, ...] | None = Field(default=None, min_length=1)
+    grammar: str | None = None
+    """A Lark grammar."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in ("json_schema", "regex", "choice", "grammar") if getattr(self, name) is not None] + [
+            "json_object"
+        ] * self.json_object
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of json_schema, json_object, regex, choice, grammar"
+                f" (got {', '.join(given) or 'none'})"
+            )
+        return self
+
+
+class SLO(Ask):
+    """What the caller hopes for, in milliseconds. A scheduler may use it; ``deadline_ms`` is enforced."""
+
+    ttft_ms: float | None = Field(default=None, gt=0)
+    tpot_ms: float | None = Field(default=None, gt=0)
+    deadline_ms: float | None = Field(default=None, gt=0)
+    """Time remaining when this message was made. Past it the request ends as expired."""
+
+
+class KVTransfer(Ask):
+    """Where a request's KV blocks come from, or where they shall go."""
+
+    role: Literal["produce", "consume"]
+    ticket: KVTransferTicket | None = None
+
+    @model_validator(mode="after")
+    def _consumer_has_a_ticket(self) -> Self:
+        if (self.role == "consume") != (self.ticket is not None):
+            raise ValueError("a consumer needs a ticket and a producer makes one")
+        return self
+
+
+class _Routed(Ask):
+    """What every request carries, whatever it asks for."""
+
+    request_id: RequestId
+    """Unique among the requests in flight at whoever receives it; each hop mints its own for each attempt."""
+    trace_id: str | None = None
+    """Stays the same across hops and attempts."""
+    model: Name
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    """Lower is served sooner."""
+    slo: SLO | None = None
+    user: str | None = None
+    session_id: str | None = None
+    adapter: str | None = None
+    requires: tuple[str, ...] = ()
+    """Features this request depends on; whoever does not know one refuses the request by that name."""
+
+
+class Request(_Routed):
+    """A request to generate text. Exactly one of ``prompt``, ``prompt_token_ids`` and ``messages`` is set."""
+
+    prompt: str | None = None
+    prompt_token_ids: tuple[TokenId, ...] | None = Field(default=None, min_length=1)
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    add_special_tokens: bool = True
+    """Let the tokeniser add what it usually adds to a ``prompt`` (a beginning-of-text token)."""
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    """Go on writing the last message instead of opening a new one."""
+    chat_template_kwargs: dict[str, JsonValue] = {}
+    tools: tuple[ToolDefinition, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    structured: StructuredOutput | None = None
+    sampling: SamplingParams = SamplingParams()
+    echo: bool = False
+    """Put the prompt's text before the output's."""
+    stream: bool = False
+    cache_salt: str | None = None
+    kv_transfer: KVTransfer | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of prompt, prompt_token_ids, messages (got {', '.join(given) or 'none'})"
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message needs add_generation_prompt=false")
+        return self
+
+
+class EmbedRequest(_Routed):
+    """A request for one vector an input."""
+
+    inputs: tuple[str | tuple[TokenId, ...], ...] = Field(min_length=1)
+    dimensions: int | None = Field(default=None, ge=1)
+    """Keep this many leading dimensions, for models trained so (Matryoshka), and normalise again."""
+    normalize: bool = True
+    truncate: bool = False
+    """Cut inputs that are too long instead of refusing them."""
+
+
+class ScoreRequest(_Routed):
+    """A request for one relevance score a document."""
+
+    query: str = Field(min_length=1)
+    documents: tuple[str, ...] = Field(min_length=1)
+    truncate: bool = False
