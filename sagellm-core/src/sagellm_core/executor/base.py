@@ -1,0 +1,101 @@
+"""What the core asks of whatever runs the model: load, size the cache, run plans, stop.
+
+Knows nothing of how many processes or devices stand behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sagellm_protocol.backend import KVSpec, MemoryInfo
+from sagellm_protocol.devices import DeviceInfo, DType
+
+from ..core.plan import StepPlan, StepResult
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an executor loaded, as far as the core needs to know.
+
+    Attributes:
+        architecture: Class name of the reference implementation.
+        model_key: Identity of the weights, as block hashes use it.
+        vocab_size: Token ids are below this.
+        max_position_embeddings: Longest sequence the model is made for.
+        kv_specs: What each layer keeps of a token.
+        kv_dtype: Type it is kept in.
+        dtype: Type that is computed in.
+        quantization: How weights were quantised at load, if they were.
+        eos_token_ids: Tokens that end an answer.
+        weight_bytes: Bytes that the weights occupy on the device.
+        backend: Name of the backend.
+        device: The device.
+    """
+
+    architecture: str
+    model_key: str
+    vocab_size: int
+    max_position_embeddings: int
+    kv_specs: tuple[KVSpec, ...]
+    kv_dtype: DType
+    dtype: DType
+    quantization: str | None
+    eos_token_ids: tuple[int, ...]
+    weight_bytes: int
+    backend: str
+    device: DeviceInfo
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """How large the executor's persistent state is.
+
+    Attributes:
+        num_blocks: Blocks of the pool in each layer.
+        block_size: Tokens of a block.
+        max_num_seqs: Slots.
+        max_model_len: Most tokens of a sequence.
+    """
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_model_len: int
+
+
+class Pending(Protocol):
+    """A step under way."""
+
+    def result(self) -> StepResult:
+        """Wait for it, and return what it produced or raise what went wrong."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs plans, one at a time and in order."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded."""
+        ...
+
+    def memory(self) -> MemoryInfo:
+        """Device memory that is there for the cache, weights being loaded."""
+        ...
+
+    def allocate(self, layout: CacheLayout) -> int:
+        """Make the cache and the slots, once, before the first plan.
+
+        Returns:
+            Bytes of the cache, whether touched yet or not.
+        """
+        ...
+
+    def run(self, plan: StepPlan) -> Pending:
+        """Start a step."""
+        ...
+
+    def stop(self) -> None:
+        """Give up devices and processes; nothing may be run after."""
+        ...
