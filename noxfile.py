@@ -198,8 +198,8 @@ def isolated(session: nox.Session, kind: str, subject: Package, constraints: Pat
 def lint(session: nox.Session) -> None:
     """Check style and format with ruff, each file by the settings of the package it is in."""
     environment = tree(session, "lint")
-    environment.run("ruff", "check", *(session.posargs or ["."]))
-    environment.run("ruff", "format", "--check", *(session.posargs or ["."]))
+    environment.run("ruff", "check", ".")
+    environment.run("ruff", "format", "--check", ".")
 
 
 @nox.session
@@ -208,7 +208,7 @@ def types(session: nox.Session) -> None:
     environment, failing = tree(session, "sources", "runtime", "test", "types"), []
     for package in packages().values():
         try:
-            environment.run("mypy", *session.posargs, cwd=package.folder)
+            environment.run("mypy", cwd=package.folder)
         except CommandFailed:
             failing.append(package.name)
     if failing:
@@ -223,7 +223,7 @@ def contracts(session: nox.Session) -> None:
         session.log(f"contracts of {name}")
         with session.chdir(root):
             try:
-                session.run(str(environment.python.with_name("lint-imports")))
+                session.run(str(environment.python.with_name("lint-imports")), "--no-logo")
             except CommandFailed:
                 failing.append(name)
     if failing:
