@@ -1,7 +1,7 @@
 """What one step asks of an executor, and what comes back: integers that can cross a process boundary.
 
-A plan carries changes to state that the runner keeps for each slot (prompt, output, sampling, block tables), then the rows
-to compute. Within a plan they apply in the order of its fields: drop, add, extend, copy, run.
+A plan carries changes to state that the runner keeps for each slot (prompt, output, sampling, block tables), then the
+rows to compute. Within a plan they apply in the order of its fields: drop, add, extend, copy, run.
 
 Knows no tensors, no sequence objects and no text.
 """
@@ -27,7 +27,7 @@ class TokenSampling(msgspec.Struct, frozen=True, omit_defaults=True):
         min_tokens: Before this many tokens of output none of ``end_ids`` is produced.
         end_ids: Tokens that end the sequence.
         logprobs: Report each token's log-probability and this many of the likeliest.
-        prompt_logprobs: Likewise for the prompt's tokens; such a sequence must not skip any of its prompt by a prefix hit.
+        prompt_logprobs: Likewise for the prompt's tokens; such a sequence takes no prefix hit, which would skip some.
     """
 
     seed: int = 0

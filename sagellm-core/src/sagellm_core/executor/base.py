@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from sagellm_core.core.plan import StepPlan, StepResult
 from sagellm_protocol.backend import KVSpec, MemoryInfo
 from sagellm_protocol.devices import DeviceInfo, DType
-
-from ..core.plan import StepPlan, StepResult
 
 
 @dataclass(frozen=True)
