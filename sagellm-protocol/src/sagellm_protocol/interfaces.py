@@ -6,7 +6,7 @@ Implementations are found by entry point (:mod:`sagellm_protocol.plugins`) or pa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
@@ -74,7 +74,7 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, request: Request, prompt: RenderedPrompt | None = None) -> AsyncIterator[StreamEvent]:
+    def generate(self, request: Request, prompt: RenderedPrompt | None = None) -> AsyncGenerator[StreamEvent, None]:
         """Work on a request; yields its events as :mod:`sagellm_protocol.events` orders them.
 
         Errors of the request come as its terminal event, also those found before any work. Closing the iterator before its
@@ -225,7 +225,7 @@ class ControlPlane(Protocol):
         """Refuse what is new, let what is in flight end within ``drain_s``, cancel the rest, stop the engines it launched."""
         ...
 
-    def submit(self, request: Request) -> AsyncIterator[StreamEvent]:
+    def submit(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """Serve a generation request; events as :mod:`sagellm_protocol.events` orders them.
 
         Everything that goes wrong comes as the terminal event. The request's id is a caller's; the plane mints the ids that
