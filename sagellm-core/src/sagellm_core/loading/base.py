@@ -1,0 +1,97 @@
+"""What every reader of weights offers: one model's configuration and its raw tensors, by Hugging Face's names.
+
+Knows nothing of file formats, nor of what a model does with a tensor.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from sagellm_protocol.backend import RawWeight
+
+from .config import ModelConfig
+from .errors import corrupt
+
+_SAMPLE_BYTES = 1024
+
+
+class Checkpoint(ABC):
+    """One model's weights and configuration, read lazily: a tensor's bytes stay in the mapped file until someone looks.
+
+    Attributes:
+        path: The file or folder it was opened from.
+        config: The model's numbers.
+    """
+
+    path: Path
+    config: ModelConfig
+
+    @abstractmethod
+    def names(self) -> Iterable[str]:
+        """Names of all tensors, in the order they are best read in."""
+
+    @abstractmethod
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name."""
+
+    @abstractmethod
+    def _read(self, name: str) -> RawWeight:
+        """The tensor of a name that exists."""
+
+    def weight(self, name: str) -> RawWeight:
+        """The tensor called ``name``.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` when there is none; the message names the nearest.
+        """
+        if name not in self:
+            near = difflib.get_close_matches(name, list(self.names()), n=1)
+            hint = f"; the nearest it has is {near[0]!r}" if near else ""
+            raise corrupt(self.path, f"has no tensor {name!r}, which {self.config.architecture} needs{hint}")
+        return self._read(name)
+
+    def weights(self) -> Iterator[RawWeight]:
+        """All tensors."""
+        for name in self.names():
+            yield self._read(name)
+
+    def refuse_leftovers(self, used: Iterable[str]) -> None:
+        """Raise if there are tensors that a model did not ask for: it would not be the model that was trained.
+
+        Buffers that are derived from the configuration, and an output head beside a tied embedding, may be left over.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` naming the tensors.
+        """
+        left = sorted(set(self.names()).difference(used))
+        left = [name for name in left if not self._may_be_left(name)]
+        if left:
+            shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+            raise corrupt(self.path, f"holds tensors that {self.config.architecture} does not know: {shown}")
+
+    def _may_be_left(self, name: str) -> bool:
+        derived = name.endswith((".rotary_emb.inv_freq", ".attention.masked_bias"))
+        return derived or (name == "lm_head.weight" and self.config.tie_word_embeddings)
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of the weights, as block hashes use it.
+
+        A digest of every tensor's name, format, shape and a sample of its bytes: two fine-tunes of one model differ in
+        it, and so do two quantisations. It reads a few pages of each tensor, not all.
+        """
+        digest = hashlib.sha256(self.config.architecture.encode())
+        for name in sorted(self.names()):
+            weight = self._read(name)
+            data = memoryview(weight.data).cast("B")
+            middle = len(data) // 2
+            digest.update(f"\0{name}\0{weight.format}\0{weight.shape}\0".encode())
+            digest.update(data[:_SAMPLE_BYTES])
+            digest.update(data[middle : middle + _SAMPLE_BYTES])
+            digest.update(data[-_SAMPLE_BYTES:])
+        return digest.hexdigest()

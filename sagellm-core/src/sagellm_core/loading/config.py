@@ -1,0 +1,106 @@
+"""What a checkpoint says of its model: sizes, rotary embedding, biases, windows, special tokens.
+
+Knows nothing of files (:mod:`.hf_config` and :mod:`.gguf_config` read them) nor of which architectures can be run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding as a checkpoint describes it; layers resolve it to frequencies.
+
+    Attributes:
+        theta: Base of the frequencies.
+        rotary_dim: Leading dimensions of a head that are rotated.
+        kind: How frequencies are scaled to longer contexts. ``factors`` divides each by its entry of ``factors``; the
+            others are what ``transformers`` calls them.
+        factor: How much longer the context became (all kinds but ``default`` and ``factors``).
+        original_max_position_embeddings: Context the model was first trained at.
+        low_freq_factor, high_freq_factor: ``llama3``: wavelengths beyond ``original / low`` are scaled whole, those
+            below ``original / high`` not at all.
+        beta_fast, beta_slow: ``yarn``: rotations over the original context at which scaling begins and is whole.
+        attention_factor: ``yarn``: multiplies cosine and sine; absent, it follows from ``factor`` and both ``mscale``.
+        mscale, mscale_all_dim: ``yarn``: weights of the two logarithms that ``attention_factor`` follows from.
+        truncate: ``yarn``: round the bounds of the ramp to whole dimensions.
+        factors: ``factors``: one divisor for each rotated pair, ``[rotary_dim / 2]``.
+    """
+
+    theta: float
+    rotary_dim: int
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model, by the numbers its weights were made for.
+
+    Attributes:
+        architecture: Class name of the reference implementation (``LlamaForCausalLM``).
+        model_type: Family name (``llama``).
+        vocab_size: Rows of the embedding table.
+        hidden_size: Width of the residual stream.
+        num_layers: Decoder layers.
+        num_heads: Query heads.
+        num_kv_heads: Key/value heads; divides ``num_heads``.
+        head_dim: Dimensions of a head.
+        intermediate_size: Width of the MLP.
+        hidden_act: Activation by name (``silu``).
+        norm_eps: Added to the mean square before its root is taken.
+        rope: Rotary embedding; absent for models without one.
+        tie_word_embeddings: The output head is the embedding table.
+        qkv_bias: Query, key and value projections have biases.
+        attention_out_bias: The attention output projection has one.
+        mlp_bias: The MLP's projections have them.
+        qk_norm: Queries and keys are RMS-normalised per head.
+        windows: For each layer, tokens back that are visible (the token itself included), or ``None`` for all.
+        max_position_embeddings: Context the model is made for, any rope scaling included.
+        bos_token_id: Beginning of text.
+        eos_token_ids: Tokens that end an answer.
+        pad_token_id: Padding.
+        dtype: Type the weights were saved in, where the checkpoint says so.
+        raw: Everything the checkpoint said, as it said it.
+    """
+
+    architecture: str
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    hidden_act: str
+    norm_eps: float
+    rope: RopeConfig | None
+    tie_word_embeddings: bool
+    windows: tuple[int | None, ...]
+    max_position_embeddings: int
+    qkv_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    dtype: str | None = None
+    raw: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)

@@ -1,0 +1,112 @@
+"""Random weights of a model's true shapes: to try sizes, speed and plumbing without a download.
+
+Knows nothing of files. The names and shapes are those of the Llama family; the same seed gives the same bytes, whatever
+is read first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sagellm_protocol.backend import RawWeight, WeightFormat
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+
+from .base import Checkpoint
+from .config import ModelConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_SPREAD = 0.02
+"""Standard deviation of the values; what the reference classes initialise with."""
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class DummyCheckpoint(Checkpoint):
+    """A model of random BF16 weights."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0, path: Path = Path("dummy")) -> None:
+        """Describe the weights; they are made when they are read.
+
+        Args:
+            config: The model's numbers.
+            seed: Decides the values.
+            path: Where the configuration came from, for messages.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` for a family whose shapes are not known.
+        """
+        if config.model_type not in FAMILIES:
+            raise SageLLMError(
+                ErrorCode.UNSUPPORTED,
+                f"dummy weights of {config.model_type!r} are not offered; known are {', '.join(FAMILIES)}",
+                "load_format",
+            )
+        self.path = path
+        self.config = config
+        self._seed = seed
+        self._shapes = _shapes(config)
+
+    def names(self) -> Iterable[str]:
+        """From the embedding up."""
+        return self._shapes.keys()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def _read(self, name: str) -> RawWeight:
+        shape = self._shapes[name]
+        values = self._values(name, shape)
+        if name.endswith("norm.weight"):
+            values += 1
+        return RawWeight(name, WeightFormat.BF16.value, shape, _bfloat16(values))
+
+    def _values(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        import numpy as np
+
+        stream = hashlib.sha256(f"{self._seed}\0{name}".encode()).digest()
+        generator = np.random.Generator(np.random.SFC64(int.from_bytes(stream, "little")))
+        values = generator.standard_normal(shape, dtype=np.float32)
+        values *= _SPREAD
+        return values
+
+
+def _bfloat16(values: NDArray[np.float32]) -> Any:
+    import numpy as np
+
+    # Truncation: the values are noise, so rounding would buy nothing.
+    return np.ascontiguousarray(values.view(np.uint16).reshape(*values.shape, 2)[..., 1])
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    linears = {
+        "self_attn.q_proj": (q, hidden, config.qkv_bias),
+        "self_attn.k_proj": (kv, hidden, config.qkv_bias),
+        "self_attn.v_proj": (kv, hidden, config.qkv_bias),
+        "self_attn.o_proj": (hidden, q, config.attention_out_bias),
+        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
+        "mlp.up_proj": (inner, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, inner, config.mlp_bias),
+    }
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        for part, (rows, columns, bias) in linears.items():
+            shapes[f"{prefix}{part}.weight"] = (rows, columns)
+            if bias:
+                shapes[f"{prefix}{part}.bias"] = (rows,)
+        if config.qk_norm:
+            shapes[f"{prefix}self_attn.q_norm.weight"] = (config.head_dim,)
+            shapes[f"{prefix}self_attn.k_norm.weight"] = (config.head_dim,)
+        shapes[f"{prefix}input_layernorm.weight"] = (hidden,)
+        shapes[f"{prefix}post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
