@@ -1,0 +1,75 @@
+"""The architectures that run here, by the name their configuration gives, and those that plug-ins add.
+
+A new one is a file and a line of :data:`ARCHITECTURES`; in another distribution, an entry point of ``sagellm.models``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from sagellm_core.loading.base import Checkpoint
+from sagellm_protocol import plugins
+from sagellm_protocol.backend import Backend
+from sagellm_protocol.devices import DType
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+
+from .base import Model, ModelClass
+from .llama import Llama
+from .mistral import Mistral
+from .qwen2 import Qwen2
+from .qwen3 import Qwen3
+
+ARCHITECTURES: Mapping[str, ModelClass] = {
+    "LlamaForCausalLM": Llama,
+    "MistralForCausalLM": Mistral,
+    "Qwen2ForCausalLM": Qwen2,
+    "Qwen3ForCausalLM": Qwen3,
+}
+
+
+def architectures() -> tuple[str, ...]:
+    """Names of all that can be loaded, plug-ins included."""
+    return tuple(sorted({*ARCHITECTURES, *plugins.installed(plugins.MODELS)}))
+
+
+def find(architecture: str) -> ModelClass:
+    """The class that loads an architecture.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for an unknown name, listing those known; ``CONFLICT`` when a plug-in claims one that
+            is built in; ``NOT_INSTALLED`` when a plug-in cannot be imported.
+    """
+    points = plugins.installed(plugins.MODELS)
+    built_in = ARCHITECTURES.get(architecture)
+    if built_in is not None and architecture in points:
+        raise SageLLMError(
+            ErrorCode.CONFLICT,
+            f"{architecture} is built in, but {points[architecture].value} claims it too in {plugins.MODELS};"
+            " uninstall it or give it a name of its own",
+            "model",
+        )
+    if built_in is not None:
+        return built_in
+    if architecture in points:
+        return cast(ModelClass, plugins.load(plugins.MODELS, architecture))
+    raise SageLLMError(
+        ErrorCode.UNSUPPORTED,
+        f"architecture {architecture!r} is not offered; known are {', '.join(architectures())}",
+        "model",
+    )
+
+
+def load(checkpoint: Checkpoint, ops: Backend[Any], dtype: DType, quantization: str | None = None) -> Model:
+    """Load a checkpoint on a backend.
+
+    Args:
+        checkpoint: Configuration and weights.
+        ops: The backend.
+        dtype: Type to compute in.
+        quantization: A format of the backend's to quantise projections to at load.
+
+    Raises:
+        SageLLMError: As :func:`find`, and what the model's class says of weights that do not fit.
+    """
+    return find(checkpoint.config.architecture)(checkpoint, ops, dtype, quantization)
