@@ -42,7 +42,7 @@ class Attention:
     k_norm: RMSNorm | None = None
 
     def __call__(self, x: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
-        """Attend from ``x`` ``[T, E]`` at ``positions`` ``[T]``; writes this step's keys and values. Returns ``[T, E]``."""
+        """Attend from ``x`` ``[T, E]`` at ``positions`` ``[T]``, writing keys and values to the cache: ``[T, E]``."""
         spec = self.spec
         keys_at = self.num_heads * spec.head_dim
         values_at = keys_at + spec.num_kv_heads * spec.head_dim

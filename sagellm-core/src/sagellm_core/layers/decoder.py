@@ -18,7 +18,7 @@ from .mlp import GatedMLP
 class DecoderLayer:
     """A pre-norm decoder layer.
 
-    The sum that closes one half is left to the norm that opens the next, where a backend adds and normalises in one pass.
+    The sum that closes one half is left to the norm that opens the next: a backend adds and normalises in one pass.
 
     Attributes:
         input_norm: Before attention.

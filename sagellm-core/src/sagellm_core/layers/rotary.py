@@ -1,7 +1,7 @@
 """Rotary position embedding: from what a checkpoint says to one angular frequency for each rotated pair.
 
-The arithmetic is that of ``transformers`` step by step, in float32, so that angles agree with the reference far into the context.
-Knows nothing of tensors or positions.
+The arithmetic is that of ``transformers`` step by step, in float32, so that angles agree with the reference far into the
+context. Knows nothing of tensors or positions.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ def resolve(rope: RopeConfig) -> RopeSpec:
 
 def _pair_powers(rope: RopeConfig) -> Frequencies:
     exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float32) / np.float32(rope.rotary_dim)
-    # A float32 power is off by a unit in the last place here and there, which is visible in the angle of a far position.
-    return np.power(rope.theta, exponents.astype(np.float64)).astype(np.float32)
+    # A float32 power is off by a unit in the last place here and there, which shows in the angle of a far position.
+    powers: Frequencies = np.power(rope.theta, exponents.astype(np.float64)).astype(np.float32)
+    return powers
 
 
 def _unscaled(rope: RopeConfig) -> Frequencies:
-    return np.float32(1) / _pair_powers(rope)
+    inv_freq: Frequencies = np.float32(1) / _pair_powers(rope)
+    return inv_freq
 
 
 def _default(rope: RopeConfig) -> tuple[Frequencies, float]:
@@ -48,7 +50,7 @@ def _linear(rope: RopeConfig) -> tuple[Frequencies, float]:
 
 
 def _dynamic(rope: RopeConfig) -> tuple[Frequencies, float]:
-    """Dynamic NTK scaling changes nothing within the context that the model states, and nothing runs beyond that here."""
+    """Dynamic NTK scaling changes nothing within the context that the model states, and nothing runs beyond it here."""
     return _unscaled(rope), 1.0
 
 

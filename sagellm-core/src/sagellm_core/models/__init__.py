@@ -37,8 +37,8 @@ def find(architecture: str) -> ModelClass:
     """The class that loads an architecture.
 
     Raises:
-        SageLLMError: ``UNSUPPORTED`` for an unknown name, listing those known; ``CONFLICT`` when a plug-in claims one that
-            is built in; ``NOT_INSTALLED`` when a plug-in cannot be imported.
+        SageLLMError: ``UNSUPPORTED`` for an unknown name, listing those known; ``CONFLICT`` when a plug-in claims one
+            that is built in; ``NOT_INSTALLED`` when a plug-in cannot be imported.
     """
     points = plugins.installed(plugins.MODELS)
     built_in = ARCHITECTURES.get(architecture)

@@ -73,8 +73,8 @@ class DecoderModel(ABC):
         quantization: A format of the backend's to quantise projections to at load.
 
     Raises:
-        SageLLMError: ``INVALID_REQUEST`` when tensors are missing, left over or of another shape than the configuration says;
-            ``UNSUPPORTED`` for what the family does not offer.
+        SageLLMError: ``INVALID_REQUEST`` when tensors are missing, left over or of another shape than the configuration
+            says; ``UNSUPPORTED`` for what the family does not offer.
     """
 
     def __init__(
