@@ -245,19 +245,17 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def pin(session: nox.Session) -> None:
-    """Resolve constraints.txt anew for every Python that the packages admit."""
+    """Resolve constraints.txt for every Python that the packages admit; `nox -s pin -- --upgrade` moves the pins."""
     environment, wanted = tree(session, "pinner"), STATE / "wanted.txt"
     pinned_torch = [line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch==")]
     declared = {line for p in packages().values() for line in split(p, *p.project.get("optional-dependencies", {}))[1]}
     tools = {tool for group in TOOLS.values() for tool in group} | {"nox"}
     wanted.write_text("\n".join(sorted(declared | tools) + pinned_torch))
     options = [
-        "--custom-compile-command",
-        "nox -s pin",
         "--universal",
-        "--python-version",
-        "3.10",
+        "--python-version=3.10",
         "--no-annotate",
+        "--custom-compile-command=nox -s pin",
         "--quiet",
     ]
     environment.run("uv", "pip", "compile", *options, *session.posargs, "-o", str(CONSTRAINTS), str(wanted))
