@@ -6,15 +6,16 @@ Implementations are found by entry point (:mod:`sagellm_protocol.plugins`) or pa
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
 from pydantic import ConfigDict, Field
 
 from ._wire import Ask, Report
-from .blocks import BlockHash
+from .blocks import BlockHash, KVEventBatch
 from .engine import EngineInfo, EngineSpec, EngineState, EngineStats
+from .errors import ErrorCode
 from .events import StreamEvent
 from .requests import EmbedRequest, Request, ScoreRequest
 from .responses import EmbedResponse, ScoreResponse
@@ -119,6 +120,18 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class KVEventSource(Protocol):
+    """What an engine also is when it tells what its prefix cache holds; routers ask with ``isinstance``."""
+
+    def kv_events(self) -> AsyncIterator[KVEventBatch]:
+        """Changes from this call on, at most one batch a step; ends when the engine stops.
+
+        A reader that falls behind loses batches, and sees it by the gap in their ``sequence``.
+        """
+        ...
+
+
 class EngineHandle(Protocol):
     """An engine that a launcher started."""
 
@@ -165,6 +178,13 @@ class RequestEnding(str, Enum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     REFUSED = "refused"
+
+    @classmethod
+    def of(cls, code: ErrorCode) -> RequestEnding:
+        """The ending of a request that was accepted and then failed with ``code``."""
+        if code is ErrorCode.CANCELLED:
+            return cls.CANCELLED
+        return cls.EXPIRED if code is ErrorCode.DEADLINE_EXCEEDED else cls.FAILED
 
 
 class ModelInfo(Report):
