@@ -1,7 +1,7 @@
 """Rotary position embedding: from what a checkpoint says to one angular frequency for each rotated pair.
 
-The arithmetic is that of ``transformers`` step by step, in float32, so that angles agree with the reference far into the
-context. Knows nothing of tensors or positions.
+The arithmetic is that of ``transformers`` step by step, in float32, so that angles agree with the reference far into
+the context. Knows nothing of tensors or positions.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Packer:
             bias: Whether they have biases.
 
         Raises:
-            SageLLMError: ``INVALID_REQUEST`` naming a tensor that is missing or not of the shape the configuration says.
+            SageLLMError: ``INVALID_REQUEST`` naming a tensor that is missing or not of the configured shape.
         """
         parts = [self._take(f"{name}.weight", (n, columns), sharding) for name, n in zip(names, rows, strict=True)]
         # The sum over ranks must add a row-sharded projection's bias once, so each rank may not hold a part of it.

@@ -1,0 +1,92 @@
+"""Choosing the backend a model runs on: by name, or the most capable one that can run here.
+
+Knows no backend; they are entry points of ``sagellm.backends``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sagellm_protocol import plugins
+from sagellm_protocol.backend import Backend
+from sagellm_protocol.devices import BackendCapabilities, DType
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+
+AUTO = "auto"
+
+
+def open_backend(device: str = AUTO, *, dtype: str = AUTO, threads: int | None = None) -> Backend[Any]:
+    """Make a backend.
+
+    Args:
+        device: ``auto``, or a backend's name, with a device's index after a colon where there are several (``cuda:1``).
+        dtype: Type to compute in, or ``auto``.
+        threads: Processors to use, where that is a choice.
+
+    Raises:
+        SageLLMError: ``NOT_INSTALLED`` for an unknown name, listing those known, or when ``auto`` finds none that runs
+            here, with each one's reason; whatever a backend says that was named and cannot run.
+    """
+    if device != AUTO:
+        return _create(device.partition(":")[0], device, dtype, threads)
+    best: Backend[Any] | None = None
+    refusals = []
+    for name in sorted(plugins.installed(plugins.BACKENDS)):
+        try:
+            backend = _create(name, None, dtype, threads)
+        except SageLLMError as error:
+            refusals.append(f"{name}: {error.message}")
+            continue
+        if best is None or backend.capabilities().rank > best.capabilities().rank:
+            best = backend
+    if best is None:
+        reasons = "; ".join(refusals) or "none is installed: pip install isagellm-backend"
+        raise SageLLMError(ErrorCode.NOT_INSTALLED, f"no backend can run here ({reasons})", "device")
+    return best
+
+
+def compute_dtype(capabilities: BackendCapabilities, dtype: str) -> DType:
+    """The type to compute in: the backend's preferred one for ``auto``, else the one named.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for one the backend does not compute in, listing those it does.
+    """
+    if dtype == AUTO:
+        return capabilities.dtypes[0]
+    for offered in capabilities.dtypes:
+        if offered.value == dtype:
+            return offered
+    raise SageLLMError(
+        ErrorCode.UNSUPPORTED,
+        f"dtype {dtype!r} is not offered by backend {capabilities.backend!r} here; it computes in"
+        f" {', '.join(offered.value for offered in capabilities.dtypes)} (or say {AUTO!r})",
+        "dtype",
+    )
+
+
+def cache_dtype(capabilities: BackendCapabilities, dtype: str, computed_in: DType) -> DType:
+    """The type to keep keys and values in: the one computed in for ``auto``, else the one named.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for one the backend does not keep, listing those it does.
+    """
+    if dtype == AUTO:
+        return computed_in
+    for offered in capabilities.kv_dtypes:
+        if offered.value == dtype:
+            return offered
+    raise SageLLMError(
+        ErrorCode.UNSUPPORTED,
+        f"kv_cache_dtype {dtype!r} is not offered by backend {capabilities.backend!r} here; it keeps"
+        f" {', '.join(offered.value for offered in capabilities.kv_dtypes)} (or say {AUTO!r})",
+        "kv_cache_dtype",
+    )
+
+
+def _create(name: str, device: str | None, dtype: str, threads: int | None) -> Backend[Any]:
+    create = plugins.load(plugins.BACKENDS, name)
+    backend: Backend[Any] = create(device, dtype=dtype, threads=threads)
+    capabilities = backend.capabilities()
+    if not capabilities.available:
+        raise SageLLMError(ErrorCode.UNSUPPORTED, f"backend {name!r} cannot run here: {capabilities.reason}", "device")
+    return backend

@@ -1,0 +1,102 @@
+"""The executor of world size 1: the model runs in the caller's thread.
+
+Knows nothing of processes or ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sagellm_core import models
+from sagellm_core.core.plan import StepPlan, StepResult
+from sagellm_core.loading.base import Checkpoint
+from sagellm_protocol.backend import Backend, MemoryInfo
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+
+from .backends import AUTO, cache_dtype, compute_dtype
+from .base import CacheLayout, ModelInfo
+from .runner import Runner
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that is over."""
+
+    outcome: StepResult
+
+    def result(self) -> StepResult:
+        """What it produced."""
+        return self.outcome
+
+
+class InlineExecutor:
+    """Loads a model on a backend and runs plans there.
+
+    Args:
+        checkpoint: Configuration and weights.
+        ops: The backend.
+        dtype: Type to compute in, or ``auto``.
+        quantization: A format of the backend's to quantise projections to at load.
+        kv_cache_dtype: Type to keep keys and values in, or ``auto``.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for a type, quantisation or architecture that is not offered; ``INVALID_REQUEST``
+            for weights that do not fit their configuration.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        ops: Backend[Any],
+        *,
+        dtype: str = AUTO,
+        quantization: str | None = None,
+        kv_cache_dtype: str = AUTO,
+    ) -> None:
+        capabilities = ops.capabilities()
+        computed_in = compute_dtype(capabilities, dtype)
+        kept_in = cache_dtype(capabilities, kv_cache_dtype, computed_in)
+        config = checkpoint.config
+        self._ops = ops
+        self._model = models.load(checkpoint, ops, computed_in, quantization)
+        self._runner: Runner | None = None
+        self._info = ModelInfo(
+            architecture=config.architecture,
+            model_key=checkpoint.key,
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.max_position_embeddings,
+            kv_specs=self._model.kv_specs,
+            kv_dtype=kept_in,
+            dtype=computed_in,
+            quantization=quantization,
+            eos_token_ids=config.eos_token_ids,
+            weight_bytes=self._model.weight_bytes,
+            backend=ops.name,
+            device=ops.device,
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded."""
+        return self._info
+
+    def memory(self) -> MemoryInfo:
+        """Device memory that is there for the cache."""
+        return self._ops.memory()
+
+    def allocate(self, layout: CacheLayout) -> int:
+        """Make the cache and the slots."""
+        assert self._runner is None, "the cache is made once"
+        self._runner = Runner(self._model, self._ops, layout, self._info.kv_dtype)
+        return self._runner.cache.nbytes
+
+    def run(self, plan: StepPlan) -> Done:
+        """Run a step; it is over when this returns."""
+        if self._runner is None:
+            raise SageLLMError(ErrorCode.INTERNAL, "a plan came before the cache was made")
+        return Done(self._runner.run(plan))
+
+    def stop(self) -> None:
+        """Let go of the cache."""
+        self._runner = None

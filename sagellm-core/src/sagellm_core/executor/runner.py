@@ -1,0 +1,125 @@
+"""Runs plans on one model and one backend: applies a plan to the slots, computes its tokens, samples.
+
+Knows nothing of scheduling, requests or text, nor of other ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sagellm_core.core.plan import SlotResult, StepPlan, StepResult, TokenLogprob
+from sagellm_core.models.base import Model
+from sagellm_protocol.backend import Backend, RowLogprobs
+from sagellm_protocol.devices import DType
+
+from .base import CacheLayout
+from .inputs import StepInputs, step_inputs
+from .sampling import sampling_batch
+from .slots import Slots
+
+_PROMPT_LOGPROB_ROWS = 256
+"""Rows of logits held at a time for a prompt's log-probabilities: a vocabulary is wide."""
+
+
+class Runner:
+    """One model with its cache and its slots.
+
+    Args:
+        model: Loaded on ``ops``.
+        ops: The backend.
+        layout: Sizes of cache and slots.
+        kv_dtype: Type the cache keeps.
+    """
+
+    def __init__(self, model: Model, ops: Backend[Any], layout: CacheLayout, kv_dtype: DType) -> None:
+        self._model = model
+        self._ops = ops
+        self.cache = ops.allocate_kv(model.kv_specs, layout.num_blocks, layout.block_size, kv_dtype)
+        self._slots = Slots(layout, groups=len(dict.fromkeys(model.kv_specs)))
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Run one step to its end."""
+        slots = self._slots
+        for slot in plan.dropped:
+            slots.drop(slot)
+        for new in plan.added:
+            slots.add(new)
+        for blocks in plan.blocks:
+            slots.extend(blocks)
+        if plan.copies:
+            self._ops.copy_blocks(self.cache, plan.copies)
+        if not plan.slots:
+            return StepResult(plan.step, [])
+        inputs = step_inputs(plan, slots)
+        hidden = self._forward(inputs)
+        prompts = self._prompt_logprobs(plan, inputs, hidden)
+        sampled = self._sample(plan, inputs, hidden)
+        return StepResult(plan.step, _merge(plan.slots, sampled, prompts))
+
+    def _forward(self, inputs: StepInputs) -> Any:
+        ops = self._ops
+        return self._model.forward(
+            ops.from_host(inputs.ids.data, DType.INT32),
+            ops.from_host(inputs.positions.data, DType.INT32),
+            self.cache,
+            ops.plan_attention(self.cache, inputs.attention),
+        )
+
+    def _sample(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> dict[int, SlotResult]:
+        rows = [row for row, samples in enumerate(plan.samples) if samples]
+        if not rows:
+            return {}
+        slots = [plan.slots[row] for row in rows]
+        last = (inputs.ends[rows] - 1).tolist()
+        if len(last) < len(inputs.ids):
+            hidden = self._ops.take_rows(hidden, last)
+        drawn = self._ops.sample(self._model.logits(hidden), sampling_batch(self._slots, slots))
+        results = {}
+        for slot, token, logprob in zip(slots, drawn.token_ids, drawn.logprobs, strict=True):
+            self._slots.append(slot, token)
+            results[slot] = SlotResult(slot, [token], [] if logprob is None else [_reported(logprob)])
+        return results
+
+    def _prompt_logprobs(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> dict[int, list[TokenLogprob]]:
+        found: dict[int, list[TokenLogprob]] = {}
+        for row, slot in enumerate(plan.slots):
+            top = self._slots.sampling(slot).prompt_logprobs
+            if top is None:
+                continue
+            first = plan.num_computed[row]
+            targets = self._slots.prompt(slot)[first + 1 : first + 1 + plan.num_scheduled[row]]
+            if len(targets):
+                begin = int(inputs.ends[row]) - plan.num_scheduled[row]
+                found[slot] = self._logprobs_of(hidden, begin, np.asarray(targets).tolist(), top)
+        return found
+
+    def _logprobs_of(self, hidden: Any, begin: int, targets: list[int], top: int) -> list[TokenLogprob]:
+        """Log-probabilities of ``targets``, the first of which follows row ``begin`` of ``hidden``."""
+        reported: list[TokenLogprob] = []
+        for start in range(0, len(targets), _PROMPT_LOGPROB_ROWS):
+            part = targets[start : start + _PROMPT_LOGPROB_ROWS]
+            rows = range(begin + start, begin + start + len(part))
+            logits = self._model.logits(self._ops.take_rows(hidden, rows))
+            reported.extend(map(_reported, self._ops.logprobs_of(logits, part, top)))
+        return reported
+
+
+def _reported(row: RowLogprobs) -> TokenLogprob:
+    return TokenLogprob(row.logprob, row.rank, list(row.top))
+
+
+def _merge(
+    order: Sequence[int], sampled: dict[int, SlotResult], prompts: dict[int, list[TokenLogprob]]
+) -> list[SlotResult]:
+    merged = []
+    for slot in order:
+        result = sampled.get(slot)
+        if slot in prompts:
+            tokens, logprobs = (result.token_ids, result.logprobs) if result is not None else ([], [])
+            result = SlotResult(slot, tokens, logprobs, prompts[slot])
+        if result is not None:
+            merged.append(result)
+    return merged

@@ -1,0 +1,91 @@
+"""State that outlives a step: each slot's tokens, sampling parameters and block tables, changed by what plans say.
+
+Knows nothing of models, devices or scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from sagellm_core.core.plan import NewBlocks, NewSequence, TokenSampling
+
+from .base import CacheLayout
+
+
+class Slots:
+    """The running sequences, one a slot.
+
+    Args:
+        layout: How many slots, and how long a sequence may grow.
+        groups: Groups of layers with equal KV specs.
+
+    Attributes:
+        tokens: Prompt and output of each slot, ``[max_num_seqs, max_model_len]`` int32.
+        prompt_len: Prompt tokens, ``[max_num_seqs]`` int64.
+        length: Prompt and output tokens, ``[max_num_seqs]`` int64; 0 where a slot is free.
+    """
+
+    def __init__(self, layout: CacheLayout, groups: int) -> None:
+        slots, longest = layout.max_num_seqs, layout.max_model_len
+        self.tokens = np.zeros((slots, longest), dtype=np.int32)
+        self.prompt_len = np.zeros(slots, dtype=np.int64)
+        self.length = np.zeros(slots, dtype=np.int64)
+        self._sampling: list[TokenSampling | None] = [None] * slots
+        self._tables = np.zeros((groups, slots, -(-longest // layout.block_size)), dtype=np.int32)
+        self._table_len = np.zeros((groups, slots), dtype=np.int64)
+
+    def add(self, new: NewSequence) -> None:
+        """Let a sequence take its slot."""
+        slot, prompt, output = new.slot, len(new.prompt), len(new.output)
+        assert not self.length[slot], f"slot {slot} is taken"
+        self.tokens[slot, :prompt] = new.prompt
+        self.tokens[slot, prompt : prompt + output] = new.output
+        self.prompt_len[slot] = prompt
+        self.length[slot] = prompt + output
+        self._sampling[slot] = new.sampling
+
+    def drop(self, slot: int) -> None:
+        """Free a slot."""
+        assert self.length[slot], f"slot {slot} is free already"
+        self.length[slot] = 0
+        self._sampling[slot] = None
+        self._table_len[:, slot] = 0
+
+    def extend(self, blocks: NewBlocks) -> None:
+        """Append blocks to a slot's tables."""
+        for group, ids in enumerate(blocks.groups):
+            start = self._table_len[group, blocks.slot]
+            self._tables[group, blocks.slot, start : start + len(ids)] = ids
+            self._table_len[group, blocks.slot] = start + len(ids)
+
+    def append(self, slot: int, token: int) -> None:
+        """Add a token to a slot's output. The last that a sequence may have is never computed, so it needs no room."""
+        at = self.length[slot]
+        if at < self.tokens.shape[1]:
+            self.tokens[slot, at] = token
+        self.length[slot] = at + 1
+
+    def sampling(self, slot: int) -> TokenSampling:
+        """How a slot's tokens are chosen."""
+        sampling = self._sampling[slot]
+        assert sampling is not None, f"slot {slot} is free"
+        return sampling
+
+    def prompt(self, slot: int) -> Sequence[int]:
+        """A slot's prompt; a view."""
+        # An array is a sequence in all but name, and backends convert it many times faster than a list.
+        return cast(Sequence[int], self.tokens[slot, : self.prompt_len[slot]])
+
+    def output(self, slot: int) -> Sequence[int]:
+        """What a slot has produced; a view."""
+        return cast(Sequence[int], self.tokens[slot, self.prompt_len[slot] : self.length[slot]])
+
+    def tables(self, slots: Sequence[int]) -> list[list[Sequence[int]]]:
+        """Block tables of some slots, by group; views."""
+        return [
+            [cast(Sequence[int], table[slot, : lengths[slot]]) for slot in slots]
+            for table, lengths in zip(self._tables, self._table_len, strict=True)
+        ]
