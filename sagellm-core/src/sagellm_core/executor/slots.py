@@ -48,8 +48,7 @@ class Slots:
         self._sampling[slot] = new.sampling
 
     def drop(self, slot: int) -> None:
-        """Free a slot."""
-        assert self.length[slot], f"slot {slot} is free already"
+        """Free a slot. One that is free stays so: the drops of a step that failed half-way come again."""
         self.length[slot] = 0
         self._sampling[slot] = None
         self._table_len[:, slot] = 0

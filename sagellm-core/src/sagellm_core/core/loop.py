@@ -1,0 +1,320 @@
+"""The engine's core: schedule, run, take in. One step after another, for as long as there is work.
+
+Token ids in, token ids out; knows nothing of text, transports, models or tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from itertools import count
+
+import msgspec
+
+from sagellm_core.executor.base import CacheLayout, Executor
+from sagellm_protocol.backend import KVSpec
+from sagellm_protocol.blocks import root_hash
+
+from .block_manager import BlockManager, group_specs
+from .block_pool import CacheObserver
+from .plan import SlotResult
+from .process_memory import PeakMemory
+from .request import Beginning, CoreOutput, CoreRequest, CoreStats, Ending
+from .scheduler import Scheduler, Step
+from .sequence import Finish, Sequence, Status
+from .sizing import CoreLimits
+
+logger = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 3
+"""Steps that may fail one after another before the executor counts as broken."""
+
+Outputs = dict[Hashable, list[CoreOutput]]
+"""What happened, by the origin of the requests it happened to."""
+
+
+class CoreBroken(RuntimeError):
+    """The executor fails whatever it is given."""
+
+
+@dataclass
+class _Request:
+    """A request in the core: its continuations, and what is measured of them together."""
+
+    origin: Hashable
+    ticket: int
+    sequences: list[Sequence]
+    live: int
+    kv_tokens: int = 0
+    kv_bytes: int = 0
+    prompt_logprobs_sent: int = 0
+
+
+class EngineCore:
+    """Continuous batching over one executor.
+
+    Args:
+        executor: Loaded; its cache is made here.
+        limits: How large it is.
+        prefix_caching: Whether prefixes outlive the sequences that computed them.
+        observer: Told of what the prefix cache holds.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        limits: CoreLimits,
+        *,
+        prefix_caching: bool = True,
+        observer: CacheObserver | None = None,
+    ) -> None:
+        self.limits = limits
+        self._executor = executor
+        self._prefix_caching = prefix_caching
+        info = executor.info
+        groups = group_specs(info.kv_specs)
+        self._blocks = BlockManager(
+            [spec.window for spec in groups],
+            limits.num_blocks,
+            limits.block_size,
+            keep=prefix_caching,
+            observer=observer,
+        )
+        self._scheduler = Scheduler(
+            self._blocks, limits.max_num_seqs, limits.max_num_batched_tokens, before_release=self._measure
+        )
+        self._kv_bytes = executor.allocate(
+            CacheLayout(limits.num_blocks, limits.block_size, limits.max_num_seqs, limits.max_model_len)
+        )
+        self._block_bytes = _block_bytes(info.kv_specs, groups, self._kv_bytes, limits.num_blocks)
+        self._model_key = info.model_key
+        self._arrivals = count()
+        self._requests: dict[int, _Request] = {}
+        self._by_ticket: dict[tuple[Hashable, int], int] = {}
+        self._peak_memory = PeakMemory()
+        self._failures = 0
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether :meth:`step` would do anything."""
+        return bool(self._requests)
+
+    def add(self, request: CoreRequest, origin: Hashable = None) -> None:
+        """Take a request in; it is waiting from now on.
+
+        Raises:
+            ValueError: It can never be run; nothing has changed. The front has looked, so this is a fault of its own.
+        """
+        length, longest = len(request.prompt), self.limits.max_model_len
+        if not 0 < length < longest:
+            raise ValueError(f"a prompt of {length} tokens leaves no room in a context of {longest}")
+        if (origin, request.ticket) in self._by_ticket:
+            raise ValueError(f"ticket {request.ticket} is in flight already")
+        number = next(self._arrivals)
+        # Without a prefix cache only siblings may share, under a root that is theirs alone.
+        salt = request.cache_salt if self._prefix_caching else f"request {number}"
+        root = root_hash(self._model_key, None, salt)
+        now = time.monotonic()
+        sequences: list[Sequence] = []
+        for index, seed in enumerate(request.seeds):
+            sampling = msgspec.structs.replace(request.sampling, seed=seed)
+            if index:  # the same for all, and reported once
+                sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
+            key = (request.priority, next(self._arrivals))
+            sequence = Sequence(
+                number,
+                index,
+                key,
+                request.prompt,
+                sampling,
+                min(length + request.max_tokens, longest),
+                root,
+                sequences[0] if sequences else None,
+            )
+            sequence.times.added = now
+            sequences.append(sequence)
+        self._requests[number] = _Request(origin, request.ticket, sequences, len(sequences))
+        self._by_ticket[origin, request.ticket] = number
+        self._prompt_tokens += length
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+
+    def abort(self, origin: Hashable, ticket: int, index: int | None = None) -> Outputs:
+        """End a request, or one of its continuations, as cancelled; its blocks are free when this returns."""
+        outputs: Outputs = {}
+        number = self._by_ticket.get((origin, ticket))
+        if number is not None:
+            for sequence in self._requests[number].sequences:
+                if index in (None, sequence.index) and sequence.status is not Status.FINISHED:
+                    sequence.finish = Finish.CANCELLED
+                    self._end(sequence, outputs)
+        return outputs
+
+    def step(self) -> Outputs:
+        """Run one step.
+
+        A step that fails ends the requests in it as failed and harms no others.
+
+        Raises:
+            CoreBroken: Several steps in a row have failed.
+        """
+        outputs: Outputs = {}
+        step = self._scheduler.schedule()
+        if step is None:
+            return outputs
+        self._note_times(step)
+        for sequence in step.ended:
+            self._end(sequence, outputs)
+        if not step.rows:
+            return outputs
+        try:
+            result = self._executor.run(step.plan).result()
+        except Exception as error:  # whatever it is, it is reported to those it happened to
+            logger.exception("step %d failed", step.plan.step)
+            self._fail(step, error, outputs)
+            return outputs
+        self._failures = 0
+        by_slot = {produced.slot: produced for produced in result.slots}
+        for sequence, scheduled, samples in zip(step.rows, step.plan.num_scheduled, step.plan.samples, strict=True):
+            self._take_in(sequence, scheduled, samples, by_slot.get(sequence.slot), outputs)
+        return outputs
+
+    def stats(self) -> CoreStats:
+        """Its load now."""
+        scheduler, counts = self._scheduler, self._blocks.counts()
+        queued = sum(sequence.uncomputed for sequence in scheduler.waiting if sequence.leader is None)
+        queued += sum(max(0, sequence.uncomputed - 1) for sequence in scheduler.running)
+        return CoreStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            queued_prompt_tokens=queued,
+            total_blocks=sum(counts),
+            free_blocks=counts.free,
+            cached_blocks=counts.cached,
+            used_blocks=counts.used,
+            leased_blocks=counts.leased,
+            kv_bytes=self._kv_bytes,
+            peak_mem_mb=self._peak_memory.read_mb(),
+            steps=scheduler.steps,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            prefix_queried_tokens=self._blocks.queried_tokens,
+            prefix_hit_tokens=self._blocks.hit_tokens,
+            preemptions=scheduler.preemptions,
+            evicted_blocks=self._blocks.evicted,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless blocks, sequences and requests agree with one another."""
+        running = self._scheduler.running
+        self._blocks.check_integrity(running)
+        assert all(not sequence.tables for sequence in self._scheduler.waiting), "a waiting sequence holds blocks"
+        live = [s for request in self._requests.values() for s in request.sequences if s.status is not Status.FINISHED]
+        assert len(live) == len(running) + len(self._scheduler.waiting), (
+            "a live sequence is neither running nor waiting"
+        )
+        assert len(self._by_ticket) == len(self._requests), "a ticket outlived its request"
+        assert not any(sequence.num_scheduled for sequence in live), "a token is scheduled between steps"
+
+    def stop(self) -> None:
+        """Give up the executor."""
+        self._executor.stop()
+
+    def _take_in(
+        self, sequence: Sequence, scheduled: int, samples: bool, produced: SlotResult | None, outputs: Outputs
+    ) -> None:
+        """Account for one row: what was computed, what was produced, and what of it was rejected."""
+        sequence.num_scheduled = 0
+        output: CoreOutput | None = None
+        computed = sequence.num_computed + scheduled
+        if produced is not None:
+            request = self._requests[sequence.request]
+            before = len(sequence.tokens)
+            taken = sequence.append(produced.token_ids)
+            self._generation_tokens += taken
+            output = CoreOutput(request.ticket, sequence.index, produced.token_ids[:taken], produced.logprobs[:taken])
+            if before == sequence.prompt_len and taken and sequence.times.scheduled is not None:
+                waited = sequence.times.scheduled - sequence.times.added
+                output.beginning = Beginning(waited, sequence.cached_tokens)
+            if produced.prompt_logprobs:
+                # Computed again after a preemption, they are not reported again.
+                repeated = max(0, request.prompt_logprobs_sent - sequence.num_computed)
+                output.prompt_logprobs = produced.prompt_logprobs[repeated:]
+                request.prompt_logprobs_sent += len(output.prompt_logprobs)
+        # The newest token is never cached: whatever was scheduled beyond the one before it was rejected, and is
+        # computed again.
+        sequence.num_computed = min(computed, len(sequence.tokens) - 1) if samples else computed
+        self._blocks.advance(sequence)
+        if sequence.finish is not None:
+            self._end(sequence, outputs, output)
+        elif output is not None:
+            outputs.setdefault(self._requests[sequence.request].origin, []).append(output)
+
+    def _end(self, sequence: Sequence, outputs: Outputs, output: CoreOutput | None = None) -> None:
+        """Let a sequence go, in whatever state it is, and report how it ended."""
+        request = self._requests[sequence.request]
+        self._scheduler.leave(sequence)
+        if sequence.times.preempted is not None:
+            sequence.times.evicted_s += time.monotonic() - sequence.times.preempted
+        output = output or CoreOutput(request.ticket, sequence.index)
+        assert sequence.finish is not None
+        output.ending = Ending(
+            finish=sequence.finish,
+            stop_token=sequence.stop_token,
+            message=sequence.error,
+            preemptions=sequence.preemptions,
+            evicted_s=sequence.times.evicted_s,
+            kv_tokens=request.kv_tokens,
+            kv_bytes=request.kv_bytes,
+            peak_mem_mb=self._peak_memory.read_mb(),
+        )
+        outputs.setdefault(request.origin, []).append(output)
+        request.live -= 1
+        if not request.live:
+            del self._requests[sequence.request]
+            del self._by_ticket[request.origin, request.ticket]
+
+    def _fail(self, step: Step, error: Exception, outputs: Outputs) -> None:
+        self._failures += 1
+        self._scheduler.unschedule(step)
+        message = f"step {step.plan.step} failed: {type(error).__name__}: {error}"
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise CoreBroken(f"{self._failures} steps in a row failed; the last: {message}") from error
+        for sequence in step.rows:
+            sequence.finish, sequence.error = Finish.FAILED, message
+            self._end(sequence, outputs)
+
+    def _note_times(self, step: Step) -> None:
+        if not (step.admitted or step.preempted):
+            return
+        now = time.monotonic()
+        for sequence in step.preempted:
+            sequence.times.preempted = now
+        for sequence in step.admitted:
+            times = sequence.times
+            if times.scheduled is None:
+                times.scheduled = now
+            if times.preempted is not None:
+                times.evicted_s += now - times.preempted
+                times.preempted = None
+
+    def _measure(self, sequence: Sequence) -> None:
+        """Note what a request holds before it lets go of any: holdings only grow in between."""
+        request = self._requests[sequence.request]
+        tokens, blocks = self._blocks.held(request.sequences)
+        request.kv_tokens = max(request.kv_tokens, tokens)
+        held_bytes = sum(number * size for number, size in zip(blocks, self._block_bytes, strict=True))
+        request.kv_bytes = max(request.kv_bytes, held_bytes)
+
+
+def _block_bytes(specs: Iterable[KVSpec], groups: tuple[KVSpec, ...], pool_bytes: int, num_blocks: int) -> list[int]:
+    """Bytes of one block of each group: the pool divided by what each layer keeps."""
+    sizes = dict.fromkeys(groups, 0)
+    for spec in specs:
+        sizes[spec] += spec.num_kv_heads * (spec.head_dim + spec.value_dim)
+    total = sum(sizes.values()) * num_blocks
+    return [pool_bytes * size // total for size in sizes.values()]

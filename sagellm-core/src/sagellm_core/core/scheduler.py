@@ -1,0 +1,232 @@
+"""What the next step computes: decode and prefill under one token budget, admission, preemption.
+
+Policy. Running sequences that decode come first, one token each; then running prefills in order of service, in chunks;
+then, unless something had to be preempted, waiting sequences in order of service. A sequence that cannot be given a
+block takes it from the last in order of service, which is recomputed later. The first in order is never preempted for
+another, so it always gets on; alone it ends when the pool does. Admission takes the blocks of all known tokens at once,
+so prefills never compete half-way.
+
+Holds no tensors, calls no executor; plain integers in, a :class:`~.plan.StepPlan` out.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .block_manager import BlockManager
+from .plan import NewBlocks, NewSequence, StepPlan
+from .sequence import Finish, Sequence, Status
+from .waiting import WaitingQueue
+
+
+@dataclass
+class Step:
+    """One step, with the sequences its plan speaks of by slot.
+
+    Attributes:
+        plan: For the executor.
+        rows: The sequence of each of the plan's rows.
+        admitted: Those that were given a slot for it.
+        preempted: Those that lost theirs for it.
+        ended: Those that left because the pool has no further block for them, alone as they are.
+    """
+
+    plan: StepPlan
+    rows: list[Sequence]
+    admitted: list[Sequence]
+    preempted: list[Sequence]
+    ended: list[Sequence]
+
+
+@dataclass
+class _Draft:
+    """A step while it is put together."""
+
+    budget: int
+    rows: dict[Sequence, int] = field(default_factory=dict)
+    blocks: dict[Sequence, list[list[int]]] = field(default_factory=dict)
+    added: list[NewSequence] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    ended: list[Sequence] = field(default_factory=list)
+
+    def give(self, sequence: Sequence, count: int, blocks: list[list[int]]) -> None:
+        """Add a row."""
+        sequence.num_scheduled = count
+        self.rows[sequence] = count
+        self.budget -= count
+        if blocks:
+            self.blocks[sequence] = blocks
+
+    def take_back(self, sequence: Sequence) -> None:
+        """Remove a row, if there is one."""
+        self.budget += self.rows.pop(sequence, 0)
+        self.blocks.pop(sequence, None)
+        sequence.num_scheduled = 0
+
+
+class Scheduler:
+    """Decides step after step.
+
+    Args:
+        blocks: Where sequences keep what is computed.
+        max_num_seqs: Slots.
+        max_num_batched_tokens: Token budget of a step; at least ``max_num_seqs``, so that all may decode.
+        before_release: Called with a sequence that is about to lose its blocks.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        before_release: Callable[[Sequence], None] = lambda sequence: None,
+    ) -> None:
+        assert max_num_batched_tokens >= max_num_seqs, "every slot must be able to decode in every step"
+        self.blocks = blocks
+        self.waiting = WaitingQueue()
+        self.running: list[Sequence] = []  # in order of service
+        self.preemptions = 0
+        self._before_release = before_release
+        self._budget = max_num_batched_tokens
+        self._slots = list(range(max_num_seqs - 1, -1, -1))
+        self._dropped: list[int] = []
+        self._steps = 0
+        # Blocks that admission leaves to those who run, lest it preempt in the next step what it admits in this one.
+        self._spare = max(1, blocks.num_blocks // 100)
+
+    @property
+    def steps(self) -> int:
+        """Plans made so far."""
+        return self._steps
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for admission."""
+        self.waiting.add(sequence)
+
+    def schedule(self) -> Step | None:
+        """Put the next step together; ``None`` when nothing can be computed now, which only leases can cause."""
+        draft = _Draft(self._budget)
+        if self.running:
+            self._go_on(draft)
+        if not draft.preempted and self._slots and len(self.waiting):
+            self._admit(draft)
+        if not draft.rows and not draft.ended:
+            return None
+        return self._step(draft)
+
+    def unschedule(self, step: Step) -> None:
+        """Undo a step that could not be run, as far as its rows go; the slots it drops will be dropped again."""
+        for sequence in step.rows:
+            sequence.num_scheduled = 0
+        self._dropped.extend(step.plan.dropped)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Take a sequence out, in whatever state it is; its blocks are free at once."""
+        if sequence.status is Status.RUNNING:
+            self._withdraw(sequence)
+        elif sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        sequence.status = Status.FINISHED
+        sequence.leader = None
+
+    def _go_on(self, draft: _Draft) -> None:
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running:
+            (decoding if sequence.uncomputed == 1 else prefilling).append(sequence)
+        for sequence in decoding + prefilling:
+            if sequence.status is not Status.RUNNING:  # preempted for one before it
+                continue
+            if draft.budget <= 0:
+                return
+            count = min(sequence.uncomputed, draft.budget)
+            blocks = self._room_for(sequence, sequence.num_computed + count, draft)
+            if blocks is not None:
+                draft.give(sequence, count, blocks)
+
+    def _room_for(self, sequence: Sequence, num_tokens: int, draft: _Draft) -> list[list[int]] | None:
+        """Blocks for a running sequence, at the expense of the last in order; ``None`` when that is itself."""
+        while (blocks := self.blocks.extend(sequence, num_tokens)) is None:
+            victim = self.running[-1]
+            if victim is sequence and len(self.running) == 1:
+                sequence.finish = Finish.LENGTH
+                draft.ended.append(sequence)
+                self.leave(sequence)
+                return None
+            draft.take_back(victim)
+            self._preempt(victim)
+            draft.preempted.append(victim)
+            if victim is sequence:
+                return None
+        return blocks
+
+    def _admit(self, draft: _Draft) -> None:
+        slots = len(self._slots)
+        for sequence in self.waiting:
+            if draft.budget <= 0 or len(draft.admitted) == slots:
+                break
+            if self._waits_for_leader(sequence):
+                continue
+            blocks = self.blocks.admit(sequence, self._spare if self.running or draft.admitted else 0)
+            if blocks is None:
+                break
+            draft.admitted.append(sequence)
+            draft.give(sequence, min(sequence.uncomputed, draft.budget), blocks)
+        for sequence in draft.admitted:
+            self.waiting.remove(sequence)
+            self._seat(sequence)
+            draft.added.append(
+                NewSequence(sequence.slot, sequence.tokens[: sequence.prompt_len], sequence.sampling, sequence.output)
+            )
+
+    def _waits_for_leader(self, sequence: Sequence) -> bool:
+        leader = sequence.leader
+        if leader is None or leader.status is Status.FINISHED:
+            return False
+        size = self.blocks.block_size
+        return leader.num_computed < (sequence.prompt_len - 1) // size * size
+
+    def _seat(self, sequence: Sequence) -> None:
+        sequence.slot = self._slots.pop()
+        sequence.status = Status.RUNNING
+        sequence.leader = None
+        insort(self.running, sequence, key=_key)
+
+    def _withdraw(self, sequence: Sequence) -> None:
+        self._before_release(sequence)
+        self.blocks.release(sequence)
+        self.running.remove(sequence)
+        self._dropped.append(sequence.slot)
+        self._slots.append(sequence.slot)
+        sequence.slot = -1
+        sequence.num_scheduled = 0
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._withdraw(sequence)
+        self.preemptions += 1
+        sequence.preemptions += 1
+        sequence.status = Status.WAITING
+        self.waiting.add(sequence)
+
+    def _step(self, draft: _Draft) -> Step:
+        rows = list(draft.rows)
+        plan = StepPlan(
+            step=self._steps,
+            dropped=self._dropped,
+            added=draft.added,
+            blocks=[NewBlocks(sequence.slot, groups) for sequence, groups in draft.blocks.items()],
+            slots=[sequence.slot for sequence in rows],
+            num_computed=[sequence.num_computed for sequence in rows],
+            num_scheduled=list(draft.rows.values()),
+            samples=[sequence.uncomputed == 0 for sequence in rows],
+        )
+        self._dropped = []
+        self._steps += 1
+        return Step(plan, rows, draft.admitted, draft.preempted, draft.ended)
+
+
+def _key(sequence: Sequence) -> tuple[int, int]:
+    return sequence.key

@@ -1,0 +1,144 @@
+"""An executor without a model: the next token is a hash of all tokens before it, read back through the block tables.
+
+Every token that a plan computes is written into the block its table names; a sampled token is the hash of what the tables then hold,
+over as much as the group's window shows. A wrong table, count, block that was given away too early or prefix that was not the
+same therefore shows as a wrong token, or as a read of what was never written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from sagellm_core.core.plan import SlotResult, StepPlan, StepResult
+from sagellm_core.executor.base import CacheLayout, ModelInfo
+from sagellm_protocol import DeviceInfo, DType, KVSpec, MemoryInfo
+
+VOCAB = 97
+FULL = KVSpec(1, 2, 2)
+EOS = 0
+
+
+def next_token(tokens: list[int], windows: tuple[int | None, ...] = (None,)) -> int:
+    """What the fake model says after ``tokens``."""
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(repr(tokens if window is None else tokens[-window:]).encode())
+    return int.from_bytes(digest.digest()[:4], "big") % VOCAB
+
+
+def alone(prompt: list[int], count: int, *, eos: int | None = None, windows: tuple[int | None, ...] = (None,)) -> list[int]:
+    """What a prompt is continued with when nothing else runs."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens, windows))
+        if tokens[-1] == eos:
+            break
+    return tokens[len(prompt) :]
+
+
+@dataclass(frozen=True)
+class Done:
+    outcome: StepResult
+
+    def result(self) -> StepResult:
+        return self.outcome
+
+
+class FakeExecutor:
+    """Args: layers' specs; ``fail_on`` names a token whose computation raises; ``burst`` tokens come from a decoding step."""
+
+    def __init__(self, *specs: KVSpec, fail_on: int | None = None, burst: int = 1, max_position_embeddings: int = 4096) -> None:
+        self.specs = specs or (FULL,)
+        self.fail_on = fail_on
+        self.burst = burst
+        self.plans: list[StepPlan] = []
+        self.stopped = False
+        self._max_position_embeddings = max_position_embeddings
+        self._windows = tuple(spec.window for spec in dict.fromkeys(self.specs))
+        self._slots: dict[int, list[int]] = {}
+        self._tables: dict[int, list[list[int]]] = {}
+        self._cache: list[dict[tuple[int, int], int]] = [{} for _ in self._windows]
+        self._layout: CacheLayout | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            architecture="FakeForCausalLM",
+            model_key="fake",
+            vocab_size=VOCAB,
+            max_position_embeddings=self._max_position_embeddings,
+            kv_specs=self.specs,
+            kv_dtype=DType.FLOAT32,
+            dtype=DType.FLOAT32,
+            quantization=None,
+            eos_token_ids=(EOS,),
+            weight_bytes=0,
+            backend="fake",
+            device=DeviceInfo(kind="cpu", name="fake"),
+        )
+
+    def memory(self) -> MemoryInfo:
+        return MemoryInfo(total_bytes=1 << 30, free_bytes=1 << 30)
+
+    def allocate(self, layout: CacheLayout) -> int:
+        self._layout = layout
+        return layout.num_blocks * layout.block_size * 16 * len(self.specs)
+
+    def run(self, plan: StepPlan) -> Done:
+        assert self._layout is not None
+        assert plan.step == len(self.plans)
+        self.plans.append(plan)
+        for slot in plan.dropped:
+            self._slots.pop(slot, None)
+            self._tables.pop(slot, None)
+        for new in plan.added:
+            assert new.slot not in self._slots, "the slot is taken"
+            self._slots[new.slot] = [*new.prompt, *new.output]
+            self._tables[new.slot] = [[] for _ in self._windows]
+        for blocks in plan.blocks:
+            for table, ids in zip(self._tables[blocks.slot], blocks.groups, strict=True):
+                table.extend(ids)
+        return Done(StepResult(plan.step, [produced for row in self._rows(plan) if (produced := self._row(*row))]))
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    @staticmethod
+    def _rows(plan: StepPlan) -> Any:
+        assert len(set(plan.slots)) == len(plan.slots), "a slot has two rows"
+        return zip(plan.slots, plan.num_computed, plan.num_scheduled, plan.samples, strict=True)
+
+    def _row(self, slot: int, computed: int, scheduled: int, samples: bool) -> SlotResult | None:
+        tokens = self._slots[slot]
+        assert scheduled > 0
+        assert computed + scheduled <= len(tokens), "a token is computed before it is known"
+        assert samples == (computed + scheduled == len(tokens))
+        for position in range(computed, computed + scheduled):
+            if tokens[position] == self.fail_on:
+                raise RuntimeError(f"cannot compute token {self.fail_on}")
+            for group in range(len(self._windows)):
+                self._cache[group][self._place(slot, group, position)] = tokens[position]
+        if not samples:
+            return None
+        seen = [self._read(slot, group, window, computed + scheduled) for group, window in enumerate(self._windows)]
+        digest = hashlib.sha256()
+        for visible in seen:
+            digest.update(repr(visible).encode())
+        produced = [int.from_bytes(digest.digest()[:4], "big") % VOCAB]
+        while len(produced) < self.burst:  # as a draft that was accepted
+            produced.append(next_token([*tokens, *produced], self._windows))
+        tokens.extend(produced)
+        return SlotResult(slot, produced)
+
+    def _place(self, slot: int, group: int, position: int) -> tuple[int, int]:
+        assert self._layout is not None
+        block, offset = divmod(position, self._layout.block_size)
+        block_id = self._tables[slot][group][block]
+        assert 0 <= block_id < self._layout.num_blocks
+        return block_id, offset
+
+    def _read(self, slot: int, group: int, window: int | None, length: int) -> list[int]:
+        start = 0 if window is None else max(0, length - window)
+        return [self._cache[group][self._place(slot, group, position)] for position in range(start, length)]
