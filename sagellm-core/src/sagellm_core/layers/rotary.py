@@ -64,10 +64,11 @@ def _llama3(rope: RopeConfig) -> tuple[Frequencies, float]:
     inv_freq = _unscaled(rope)
     factor = np.float32(rope.factor)
     original = _original(rope)
-    wavelength = np.float32(2 * math.pi) / inv_freq
+    # The reference divides a number by a tensor as the number times the reciprocal; so does this, to the last bit.
+    wavelength = np.float32(2 * math.pi) * (np.float32(1) / inv_freq)
     long, short = original / rope.low_freq_factor, original / rope.high_freq_factor
     scaled = np.where(wavelength > long, inv_freq / factor, inv_freq)
-    share = (np.float32(original) / wavelength - np.float32(rope.low_freq_factor)) / np.float32(
+    share = (np.float32(original) * (np.float32(1) / wavelength) - np.float32(rope.low_freq_factor)) / np.float32(
         rope.high_freq_factor - rope.low_freq_factor
     )
     blended = (np.float32(1) - share) * scaled / factor + share * scaled

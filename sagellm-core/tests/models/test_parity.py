@@ -1,0 +1,99 @@
+"""Logits of every family equal the reference implementation's, however the tokens are scheduled and paged."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import tiny
+from paged import Paged, Schedule
+from sagellm_core import models
+from sagellm_core.executor.backends import open_backend
+from sagellm_core.layers.rotary import resolve
+from sagellm_core.loading import open_checkpoint
+from sagellm_protocol.backend import Backend
+from sagellm_protocol.devices import DType
+
+LENGTHS = (61, 1, 17, 38)
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu"])
+def ops(request: pytest.FixtureRequest) -> Backend[Any]:
+    return open_backend(request.param, dtype="float32")
+
+
+@pytest.fixture(scope="module", params=list(tiny.RECIPES))
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
+    model = tiny.make(request.param)
+    return model, tiny.save(model, tmp_path_factory.mktemp("model"))
+
+
+def whole(lengths: tuple[int, ...]) -> Schedule:
+    """Each sequence alone, all at once."""
+    return [[(sequence, length)] for sequence, length in enumerate(lengths)]
+
+
+def chunked(lengths: tuple[int, ...]) -> Schedule:
+    """Each sequence alone, in chunks that straddle blocks."""
+    return [
+        [(sequence, min(5, length - start))] for sequence, length in enumerate(lengths) for start in range(0, length, 5)
+    ]
+
+
+def prefill_then_decode(lengths: tuple[int, ...]) -> Schedule:
+    """All sequences together: first half of each prompt, then a token a step until each is through."""
+    halves = [(length + 1) // 2 for length in lengths]
+    steps = [list(enumerate(halves))]
+    for step in range(max(lengths)):
+        rows = [(sequence, 1) for sequence, length in enumerate(lengths) if halves[sequence] + step < length]
+        steps += [rows] if rows else []
+    return steps
+
+
+def mixed(lengths: tuple[int, ...]) -> Schedule:
+    """Prefill chunks beside decoded tokens, in an order that changes from step to step."""
+    deck = random.Random(1)
+    left = list(lengths)
+    steps = []
+    while any(left):
+        rows = []
+        for sequence in deck.sample(range(len(left)), len(left)):
+            count = min(left[sequence], deck.choice([0, 1, 1, 3, 8]))
+            left[sequence] -= count
+            rows += [(sequence, count)] if count else []
+        steps += [rows] if rows else []
+    return steps
+
+
+@pytest.mark.parametrize("schedule", [whole, chunked, prefill_then_decode, mixed])
+def test_logits_equal_the_reference_implementation(
+    ops: Backend[Any], saved: tuple[PreTrainedModel, Path], schedule: Callable[[tuple[int, ...]], Schedule]
+) -> None:
+    reference, folder = saved
+    model = models.load(open_checkpoint(folder), ops, DType.FLOAT32)
+    deck = random.Random(2)
+    prompts = [[deck.randrange(tiny.VOCAB) for _ in range(length)] for length in LENGTHS]
+    paged = Paged(model, ops, prompts)
+    paged.run(schedule(LENGTHS))
+    for prompt, logits in zip(prompts, paged.logits, strict=True):
+        with torch.no_grad():
+            expected = reference(torch.tensor([prompt])).logits[0].numpy()
+        np.testing.assert_allclose(np.stack(logits), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_frequencies_equal_the_reference_implementation_to_the_bit(saved: tuple[PreTrainedModel, Path]) -> None:
+    reference, folder = saved
+    rope = open_checkpoint(folder).config.rope
+    assert rope is not None
+    spec = resolve(rope)
+    embedding: Any = reference.model.rotary_emb
+    np.testing.assert_array_equal(np.asarray(spec.inv_freq, dtype=np.float32), embedding.inv_freq.numpy())
+    assert spec.attention_factor == embedding.attention_scaling
