@@ -49,7 +49,7 @@ class IndexSource:
         scratch.mkdir()
         command = [sys.executable, "-m", "pip", "download", wanted, "--dest", str(target)]
         command += ["--no-deps", "--only-binary", ":all:", "--no-input", "--progress-bar", "off"]
-        # pip streams into its temporary folder: given one of our own, its size is the progress that pip does not report.
+        # pip streams into its temporary folder: given one of our own, its size is the progress pip keeps to itself.
         environment = {**os.environ, "TMPDIR": str(scratch), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         log = into / ".pip.log"
         with log.open("wb") as output, _running(command, environment, output) as process:
