@@ -210,7 +210,7 @@ class SamplingBatch:
     biases, banned tokens, temperature, top-k, top-p, min-p, draw.
 
     Attributes:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; of equal logits the lowest token id wins.
         top_k: 0 keeps all.
         top_p: 1 keeps all.
         min_p: 0 keeps all.
@@ -271,6 +271,9 @@ class Sampled:
 @dataclass(frozen=True)
 class FusableUnit:
     """A part of a model offered to a backend that may compute it whole.
+
+    An ``mlp`` has ``config["activation"]`` (``silu``, ``gelu``, ``gelu_tanh``), the weights ``gate_up`` and ``down``, and
+    is called with ``x [T, E]`` for ``[T, E]``.
 
     Attributes:
         kind: What it is (``mlp``, ``attention``, ``layer``, ``decoder``); the names a backend lists in ``fused_units``.
@@ -360,10 +363,10 @@ class Backend(Protocol[T]):
             dtype: Type that is computed in.
             use: What it is for.
             bias: One vector for each part, or nothing.
-            quantization: A format to quantise to at load (``int8``, ``int4``), among those the capabilities list.
+            quantization: What to quantise to at load (``int8``, ``int4``), among ``capabilities().quantizations``.
 
         Raises:
-            SageLLMError: ``UNSUPPORTED`` for a format this backend does not take.
+            SageLLMError: ``UNSUPPORTED``, naming it, for a format or quantisation this backend does not take.
         """
         ...
 

@@ -58,6 +58,8 @@ class BackendCapabilities(Report):
     """Formats that ``pack_weight`` takes."""
     kept_quantized: tuple[str, ...] = ()
     """Those of them that stay quantised in memory."""
+    quantizations: tuple[str, ...] = ()
+    """What ``pack_weight`` can quantise a weight to at load (``int8``, ``int4``)."""
     fused_units: tuple[str, ...] = ()
     """Kinds of larger units that ``fuse`` may claim."""
     graphs: bool = False

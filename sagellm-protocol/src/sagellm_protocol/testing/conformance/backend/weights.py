@@ -1,0 +1,125 @@
+"""Conformance of how weights are brought to a device, and multiplied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sagellm_protocol.backend import BLOCK_ELEMENTS, Backend, RawWeight, WeightFormat, WeightUse
+from sagellm_protocol.devices import DType
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+from sagellm_protocol.testing import truth
+
+from .base import BackendSuite
+
+
+def _columns(format: WeightFormat) -> int:
+    """An awkward row length: odd where the format allows it, else three blocks, or two long ones."""
+    elements = BLOCK_ELEMENTS[format][0]
+    return {1: 37, 32: 96, 256: 512}[elements]
+
+
+class WeightConformance(BackendSuite):
+    """Raw weights, packed weights, tables."""
+
+    def _random(self, rng: np.random.Generator, format: WeightFormat, shape: tuple[int, ...]) -> RawWeight:
+        return RawWeight("test", format.value, shape, truth.random_blocks(rng, format, shape))
+
+    def _true(self, raw: RawWeight) -> np.typing.NDArray[np.float64]:
+        return truth.dequantize(bytes(memoryview(raw.data)), WeightFormat(raw.format), raw.shape)
+
+    def _limit(self, backend: Backend[Any], format: WeightFormat, dtype: DType) -> float:
+        kept = format.value in backend.capabilities().kept_quantized
+        return max(self.tolerance[dtype], self.quantized_tolerance if kept else 0.0)
+
+    def test_a_raw_weight_becomes_a_tensor_with_its_values(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, weight_format: WeightFormat
+    ) -> None:
+        raw = self._random(rng, weight_format, (5, _columns(weight_format)))
+        tensor = backend.tensor(raw, dtype)
+        assert tuple(tensor.shape) == raw.shape
+        self.check_tensor(backend, tensor, self._true(raw), dtype)
+
+    @pytest.mark.parametrize("tokens", [1, 2, 5, 33])
+    def test_linear_multiplies_by_a_packed_weight(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, weight_format: WeightFormat, tokens: int
+    ) -> None:
+        raw = self._random(rng, weight_format, (19, _columns(weight_format)))
+        x = rng.standard_normal((tokens, raw.shape[1]))
+        weight = backend.pack_weight([raw], dtype)
+        assert tuple(weight.shape) == raw.shape
+        assert weight.nbytes > 0
+        got = self.read(backend, backend.linear(self.tensor(backend, x, dtype), weight))
+        want = truth.linear(self.rounded(backend, x, dtype), self._true(raw))
+        self.check(got, want, self._limit(backend, weight_format, dtype))
+
+    def test_parts_of_a_weight_are_stacked_with_their_biases(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType
+    ) -> None:
+        parts = [rng.standard_normal((rows, 24)) for rows in (9, 3, 3)]
+        biases = [rng.standard_normal(len(part)) for part in parts]
+        x = rng.standard_normal((4, 24))
+        weight = backend.pack_weight(
+            [self.raw(part) for part in parts], dtype, bias=[self.raw(bias) for bias in biases]
+        )
+        assert tuple(weight.shape) == (15, 24)
+        got = backend.linear(self.tensor(backend, x, dtype), weight)
+        want = truth.linear(self.rounded(backend, x, dtype), np.concatenate(parts), np.concatenate(biases))
+        self.check_tensor(backend, got, want, dtype)
+
+    def test_parts_of_a_weight_may_differ_in_format(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType
+    ) -> None:
+        taken = [format for format in WeightFormat if format.value in backend.capabilities().weight_formats]
+        chosen = [WeightFormat.F32, *(format for format in taken if BLOCK_ELEMENTS[format][0] > 1)][:3]
+        parts = [self._random(rng, format, (7, 256)) for format in chosen]
+        x = rng.standard_normal((3, 256))
+        got = self.read(backend, backend.linear(self.tensor(backend, x, dtype), backend.pack_weight(parts, dtype)))
+        want = truth.linear(self.rounded(backend, x, dtype), np.concatenate([self._true(part) for part in parts]))
+        self.check(got, want, max(self._limit(backend, format, dtype) for format in chosen))
+
+    def test_embedding_looks_rows_up(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, weight_format: WeightFormat
+    ) -> None:
+        raw = self._random(rng, weight_format, (13, _columns(weight_format)))
+        table = backend.pack_weight([raw], dtype, use=WeightUse.EMBEDDING)
+        ids = [12, 0, 7, 7, 1]
+        got = backend.embedding(self.ints(backend, ids), table, dtype)
+        self.check_tensor(backend, got, truth.embedding(ids, self._true(raw)), dtype)
+
+    def test_a_tied_table_is_looked_up_and_multiplied(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, weight_format: WeightFormat
+    ) -> None:
+        raw = self._random(rng, weight_format, (13, _columns(weight_format)))
+        table = backend.pack_weight([raw], dtype, use=WeightUse.EMBEDDING_AND_LINEAR)
+        x = rng.standard_normal((2, raw.shape[1]))
+        rows = backend.embedding(self.ints(backend, [3, 12]), table, dtype)
+        self.check_tensor(backend, rows, truth.embedding([3, 12], self._true(raw)), dtype)
+        product = self.read(backend, backend.linear(self.tensor(backend, x, dtype), table))
+        want = truth.linear(self.rounded(backend, x, dtype), self._true(raw))
+        self.check(product, want, self._limit(backend, weight_format, dtype))
+
+    def test_a_format_it_does_not_take_is_refused_by_name(self, backend: Backend[Any], dtype: DType) -> None:
+        raw = RawWeight("model.weight", "made-up", (2, 2), bytes(16))
+        with pytest.raises(SageLLMError, match="made-up") as refusal:
+            backend.pack_weight([raw], dtype)
+        assert refusal.value.code is ErrorCode.UNSUPPORTED
+
+    def test_a_quantisation_it_does_not_offer_is_refused_by_name(self, backend: Backend[Any], dtype: DType) -> None:
+        with pytest.raises(SageLLMError, match="made-up") as refusal:
+            backend.pack_weight([self.raw(np.ones((4, 32)))], dtype, quantization="made-up")
+        assert refusal.value.code is ErrorCode.UNSUPPORTED
+
+    def test_quantising_at_load_keeps_products_close(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType
+    ) -> None:
+        weight, x = rng.standard_normal((32, 256)), rng.standard_normal((3, 256))
+        want = truth.linear(self.rounded(backend, x, dtype), weight)
+        for name in backend.capabilities().quantizations:
+            packed = backend.pack_weight([self.raw(weight)], dtype, quantization=name)
+            got = self.read(backend, backend.linear(self.tensor(backend, x, dtype), packed))
+            assert got.shape == want.shape
+            # Four bits of a normal distribution leave about a tenth of it as noise.
+            assert np.linalg.norm(got - want) <= 0.15 * np.linalg.norm(want), name

@@ -1,0 +1,50 @@
+"""Causal attention of one sequence at a time; paging is the business of whoever calls.
+
+Knows nothing of caches.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .operations import softmax
+
+Floats = npt.NDArray[np.float64]
+
+
+def paged_attention(
+    q: Floats,
+    keys: Floats,
+    values: Floats,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Floats:
+    """Attend the last tokens of a sequence to all of it.
+
+    Args:
+        q: Queries of the newest tokens, ``[Q, Hq, D]``.
+        keys: Of the whole sequence, ``[C, Hkv, D]``, C at least Q.
+        values: ``[C, Hkv, Dv]``.
+        scale: Multiplies the scores.
+        window: Tokens back that are visible, the token itself included.
+        softcap: Scores become ``softcap * tanh(score / softcap)``.
+
+    Returns:
+        ``[Q, Hq, Dv]``.
+    """
+    count, heads, _ = q.shape
+    context, kv_heads, value_dim = values.shape
+    result = np.zeros((count, heads, value_dim))
+    for row in range(count):
+        position = context - count + row
+        first = 0 if window is None else max(0, position - window + 1)
+        for head in range(heads):
+            shared = head // (heads // kv_heads)
+            scores = keys[first : position + 1, shared] @ q[row, head] * scale
+            if softcap is not None:
+                scores = softcap * np.tanh(scores / softcap)
+            result[row, head] = softmax(scores) @ values[first : position + 1, shared]
+    return result

@@ -1,0 +1,254 @@
+"""A backend of NumPy arrays in float64, as somebody who reads only the contract would write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sagellm_protocol import (
+    AttentionBatch,
+    BackendCapabilities,
+    DeviceInfo,
+    DType,
+    ErrorCode,
+    FusableUnit,
+    KVSpec,
+    MemoryInfo,
+    RawWeight,
+    RopeSpec,
+    RowLogprobs,
+    SageLLMError,
+    Sampled,
+    SamplingBatch,
+    WeightFormat,
+    WeightUse,
+)
+from sagellm_protocol.testing import truth
+
+_INTS = {DType.INT64: np.int64, DType.INT32: np.int32}
+
+
+@dataclass
+class ToyWeight:
+    values: np.ndarray
+    bias: np.ndarray | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+
+@dataclass
+class ToyCache:
+    specs: tuple[KVSpec, ...]
+    num_blocks: int
+    block_size: int
+    layers: list[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+
+@dataclass
+class ToyGroup:
+    rank: int
+    size: int
+
+
+def create(device: str | None = None, *, dtype: str = "auto", threads: int | None = None) -> ToyBackend:
+    return ToyBackend()
+
+
+class ToyBackend:
+    name = "toy"
+    device = DeviceInfo(kind="toy", name="a toy")
+
+    def capabilities(self) -> BackendCapabilities:
+        return BackendCapabilities(
+            backend="toy",
+            available=True,
+            devices=(self.device,),
+            dtypes=(DType.FLOAT32,),
+            kv_dtypes=(DType.FLOAT32,),
+            weight_formats=tuple(format.value for format in WeightFormat),
+        )
+
+    def tensor(self, raw: RawWeight, dtype: DType) -> np.ndarray:
+        if raw.format not in self.capabilities().weight_formats:
+            raise SageLLMError(ErrorCode.UNSUPPORTED, f"{raw.name} is in {raw.format!r}, which the toy cannot read")
+        return truth.dequantize(bytes(memoryview(raw.data)), WeightFormat(raw.format), raw.shape)
+
+    def from_host(self, values: Any, dtype: DType) -> np.ndarray:
+        return np.array(values, _INTS.get(dtype, np.float64))
+
+    def to_host(self, tensor: np.ndarray) -> list[Any]:
+        return tensor.tolist()
+
+    def empty(self, shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+        return np.empty(shape, _INTS.get(dtype, np.float64))
+
+    def concat(self, tensors: Sequence[np.ndarray], axis: int) -> np.ndarray:
+        return np.concatenate(tensors, axis)
+
+    def synchronize(self) -> None:
+        """Nothing is ever under way."""
+
+    def pack_weight(
+        self,
+        parts: Sequence[RawWeight],
+        dtype: DType,
+        *,
+        use: WeightUse = WeightUse.LINEAR,
+        bias: Sequence[RawWeight] = (),
+        quantization: str | None = None,
+    ) -> ToyWeight:
+        if quantization is not None:
+            raise SageLLMError(ErrorCode.UNSUPPORTED, f"the toy does not quantise to {quantization!r}")
+        return ToyWeight(
+            np.concatenate([self.tensor(part, dtype) for part in parts]),
+            np.concatenate([self.tensor(part, dtype) for part in bias]) if bias else None,
+        )
+
+    def linear(self, x: np.ndarray, weight: ToyWeight, adapters: Any = None) -> np.ndarray:
+        return truth.linear(x, weight.values, weight.bias)
+
+    def embedding(self, ids: np.ndarray, weight: ToyWeight, dtype: DType) -> np.ndarray:
+        return truth.embedding(ids.tolist(), weight.values)
+
+    def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+        return truth.rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, x: np.ndarray, residual: np.ndarray, weight: np.ndarray, eps: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return truth.rms_norm(x + residual, weight, eps), x + residual
+
+    def layer_norm(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, eps: float) -> np.ndarray:
+        return truth.layer_norm(x, weight, bias, eps)
+
+    def rope(
+        self, q: np.ndarray, k: np.ndarray, positions: np.ndarray, spec: RopeSpec
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return truth.rope(q, positions.tolist(), spec), truth.rope(k, positions.tolist(), spec)
+
+    def silu_mul(self, gate_up: np.ndarray) -> np.ndarray:
+        return truth.silu_mul(gate_up)
+
+    def gelu_mul(self, gate_up: np.ndarray, *, approximate: bool) -> np.ndarray:
+        return truth.gelu_mul(gate_up, approximate=approximate)
+
+    def moe(
+        self,
+        x: np.ndarray,
+        router_logits: np.ndarray,
+        gate_up: Sequence[ToyWeight],
+        down: Sequence[ToyWeight],
+        top_k: int,
+        renormalize: bool,
+    ) -> np.ndarray:
+        experts = [weight.values for weight in gate_up], [weight.values for weight in down]
+        return truth.moe(x, router_logits, *experts, top_k, renormalize=renormalize)
+
+    def take_rows(self, x: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        return x[list(rows)]
+
+    def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> ToyCache:
+        layers = [
+            tuple(
+                np.zeros((num_blocks, block_size, spec.num_kv_heads, size)) for size in (spec.head_dim, spec.value_dim)
+            )
+            for spec in specs
+        ]
+        return ToyCache(tuple(specs), num_blocks, block_size, layers)
+
+    def plan_attention(self, cache: ToyCache, batch: AttentionBatch) -> AttentionBatch:
+        return batch
+
+    def attention(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        cache: ToyCache,
+        layer: int,
+        plan: AttentionBatch,
+        *,
+        scale: float,
+        softcap: float | None = None,
+    ) -> np.ndarray:
+        spec = cache.specs[layer]
+        tables = plan.block_tables[list(dict.fromkeys(cache.specs)).index(spec)]
+        results, start = [], 0
+        for count, context, table in zip(plan.query_lens, plan.context_lens, tables, strict=True):
+            new = slice(start, start + count)
+            places = [(table[at // cache.block_size], at % cache.block_size) for at in range(context)]
+            for row, (block, offset) in zip(range(*new.indices(len(q))), places[context - count :], strict=True):
+                cache.layers[layer][0][block, offset], cache.layers[layer][1][block, offset] = k[row], v[row]
+            keys, values = (np.stack([pages[place] for place in places]) for pages in cache.layers[layer])
+            results.append(
+                truth.paged_attention(q[new], keys, values, scale=scale, window=spec.window, softcap=softcap)
+            )
+            start += count
+        return np.concatenate(results)
+
+    def copy_blocks(self, cache: ToyCache, pairs: Sequence[tuple[int, int]]) -> None:
+        for pages in (pages for layer in cache.layers for pages in layer):
+            for source, target in pairs:
+                pages[target] = pages[source]
+
+    def export_blocks(self, cache: ToyCache, blocks: Sequence[int]) -> bytes:
+        return b"".join(pages[list(blocks)].tobytes() for layer in cache.layers for pages in layer)
+
+    def import_blocks(self, cache: ToyCache, blocks: Sequence[int], data: Any) -> None:
+        wanted = sum(pages[0].nbytes for layer in cache.layers for pages in layer) * len(blocks)
+        if len(data) != wanted:
+            raise SageLLMError(ErrorCode.INVALID_REQUEST, f"{len(blocks)} blocks are {wanted} bytes (got {len(data)})")
+        start = 0
+        for pages in (pages for layer in cache.layers for pages in layer):
+            part = pages[list(blocks)]
+            pages[list(blocks)] = np.frombuffer(data, np.float64, part.size, start).reshape(part.shape)
+            start += part.nbytes
+
+    def sample(self, logits: np.ndarray, batch: SamplingBatch) -> Sampled:
+        tokens = [
+            truth.draw(truth.distribution(row, batch, index), batch.uniform[index]) for index, row in enumerate(logits)
+        ]
+        reports = [
+            None if top is None else self.logprobs_of(logits[index : index + 1], [tokens[index]], top)[0]
+            for index, top in enumerate(batch.logprobs)
+        ]
+        return Sampled(tokens, reports)
+
+    def logprobs_of(self, logits: np.ndarray, token_ids: Sequence[int], top: int) -> Sequence[RowLogprobs]:
+        rows = []
+        for row, token in zip(truth.logprobs(logits), token_ids, strict=True):
+            best = np.argsort(-row, kind="stable")[:top].tolist()
+            rank = 1 + int((row > row[token]).sum())
+            rows.append(RowLogprobs(float(row[token]), rank, tuple((other, float(row[other])) for other in best)))
+        return rows
+
+    def fuse(self, unit: FusableUnit) -> Callable[..., Any] | None:
+        return None
+
+    def capture(self, run: Callable[[], None]) -> Any:
+        raise SageLLMError(ErrorCode.UNSUPPORTED, "the toy captures no graphs")
+
+    def make_group(self, rank: int, size: int, rendezvous: str) -> ToyGroup:
+        return ToyGroup(rank, size)
+
+    def all_reduce(self, x: np.ndarray, group: ToyGroup) -> np.ndarray:
+        return x
+
+    def all_gather(self, x: np.ndarray, group: ToyGroup, axis: int) -> np.ndarray:
+        return x
+
+    def memory(self) -> MemoryInfo:
+        return MemoryInfo(total_bytes=2**30, free_bytes=2**29)
