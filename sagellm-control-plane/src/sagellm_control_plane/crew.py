@@ -1,0 +1,317 @@
+"""What engines do: starting, reaching, watching, restarting, draining and stopping them, each in a task of its own.
+
+One engine that hangs or dies never holds up another. Knows of requests only that they must leave a dead engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from sagellm_protocol import EngineRecord, EngineSpec, EngineState, EngineStats, ErrorCode, SageLLMError
+
+from .background import Background
+from .dispatch import Dispatcher
+from .fleet import Attached, Fleet, Launched, Member
+from .launchers import launcher_named
+from .remote.client import RemoteEngine
+from .settings import PlaneSettings
+
+log = logging.getLogger(__name__)
+_TROUBLE = (ErrorCode.ENGINE_FAILED, ErrorCode.UNAVAILABLE)
+
+
+class Crew:
+    """Looks after the engines of one fleet.
+
+    Args:
+        fleet: The engines; this class alone adds and removes them and changes their state.
+        dispatcher: Told of every change.
+        settings: Intervals, limits and restarts.
+        background: Keeps the tasks.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        settings: PlaneSettings,
+        background: Background,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._background = background
+        self._clock = clock
+
+    # --- coming -------------------------------------------------------------------------------------------------------
+
+    async def launch(self, spec: EngineSpec, launcher: str, engine_id: str | None) -> EngineRecord:
+        """Start an engine; returns once it is ready.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` for an id in use; the root cause when it does not start; ``CANCELLED``
+                when it was stopped meanwhile.
+        """
+        member = Member(engine_id or _minted(spec.engine), Launched(launcher, spec), spec.names)
+        return await self._admit(member)
+
+    async def attach(self, url: str, engine_id: str | None, api_key: str | None) -> EngineRecord:
+        """Reach an engine server.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` for an id in use; ``UNAVAILABLE`` when nothing answers at ``url``.
+        """
+        return await self._admit(Member(engine_id or _minted("remote"), Attached(url, api_key), ()))
+
+    def expect(self, member: Member) -> None:
+        """Take in an engine that is not there yet: it is started, or reached, as soon as that works.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` for an id in use.
+        """
+        self._fleet.add(member)
+        self._background.spawn(self._watch(member), f"watch {member.engine_id}")
+
+    async def _admit(self, member: Member) -> EngineRecord:
+        self._fleet.add(member)
+        try:
+            await self._bring_up(member)
+        except BaseException:
+            self._forget(member)
+            raise
+        self._background.spawn(self._watch(member), f"watch {member.engine_id}")
+        return member.record()
+
+    async def _bring_up(self, member: Member) -> None:
+        """Start or reach an engine, unless it is stopped meanwhile."""
+        with anyio.CancelScope() as scope:
+            member.starting = scope
+            try:
+                if isinstance(member.origin, Launched):
+                    launcher = await launcher_named(member.origin.launcher)
+                    member.handle = await launcher.start(member.origin.spec, member.engine_id)
+                    member.engine = member.handle.engine
+                else:
+                    engine = RemoteEngine(member.origin.url, api_key=member.origin.api_key)
+                    try:
+                        await engine.start()
+                    except BaseException:
+                        with anyio.CancelScope(shield=True):
+                            await engine.stop()
+                        raise
+                    member.engine = engine
+            finally:
+                member.starting = None
+        if member.state is EngineState.STOPPED or member.engine is None:
+            with anyio.CancelScope(shield=True):
+                await self._release(member)
+            raise SageLLMError(ErrorCode.CANCELLED, f"engine {member.engine_id} was stopped while it started")
+        member.failures, member.last_heard = 0, time.time()
+        member.learn(self._settings.default_capacity, self._settings.slack)
+        self._fleet.rename(member, member.engine.info.served_names or member.names)
+        member.become(EngineState.READY)
+        self._dispatcher.fleet_changed()
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    def attempt_failed(self, member: Member, error: SageLLMError) -> None:
+        """Trust an engine less until it was looked at, which is done at once."""
+        if error.code in _TROUBLE and member.state is not EngineState.STOPPED:
+            member.failures += 1
+            member.poke.set()
+
+    async def _watch(self, member: Member) -> None:
+        while member.state is not EngineState.STOPPED:
+            if member.engine is None and not member.restarting:
+                await self._reach(member)
+            else:
+                await self._look(member)
+            if member.state is EngineState.ERROR and self._may_restart(member):
+                await self._restart(member)
+                continue
+            member.poke.clear()
+            await _within(self._settings.poll_interval_s, member.poke.wait())
+
+    async def _look(self, member: Member) -> None:
+        engine, limit = member.engine, self._settings.poll_timeout_s
+        if engine is None:
+            return
+        try:
+            stats = await asyncio.wait_for(engine.stats(), limit)
+        except asyncio.TimeoutError:
+            self._missed(member, f"it did not answer within {limit:g} s")
+        except SageLLMError as error:
+            self._missed(member, error.message)
+        except Exception as error:
+            log.exception("engine %s raised when asked for its stats", member.engine_id)
+            self._missed(member, f"{type(error).__name__}: {error}")
+        else:
+            self._heard(member, stats)
+
+    def _heard(self, member: Member, stats: EngineStats) -> None:
+        if member.engine is None or member.state is EngineState.STOPPED:
+            return
+        now = self._clock()
+        member.stats, member.last_heard = stats, time.time()
+        if stats.state in (EngineState.ERROR, EngineState.STOPPED):
+            self.died(member, member.engine.info.error or f"it reports state {stats.state.value}")
+            return
+        member.failures = 0
+        member.learn(self._settings.default_capacity, self._settings.slack)
+        member.load.measure(now)
+        member.load.reported(stats, member.capabilities.block_size)
+        if member.restarted_at is not None and now - member.restarted_at > self._settings.restart_forgiven_s:
+            member.restarts, member.restarted_at = 0, None
+        if member.state is EngineState.ERROR and stats.state is EngineState.READY:
+            self._fleet.rename(member, member.engine.info.served_names or member.names)
+            member.become(EngineState.READY)
+            self._dispatcher.fleet_changed()
+        else:
+            # Room may have grown, or the engine may have left a drain of its own.
+            self._dispatcher.pump()
+
+    def _missed(self, member: Member, reason: str) -> None:
+        member.failures += 1
+        if member.failures >= self._settings.failures_threshold:
+            self.died(member, reason)
+
+    def died(self, member: Member, reason: str) -> None:
+        """Send nothing more to an engine, and take what it has elsewhere."""
+        if member.state in (EngineState.ERROR, EngineState.STOPPED):
+            return
+        log.warning("engine %s counts as dead: %s", member.engine_id, reason)
+        member.become(EngineState.ERROR, reason)
+        member.restarting = self._may_restart(member)
+        loss = SageLLMError(ErrorCode.ENGINE_FAILED, f"engine {member.engine_id} died: {reason}")
+        for ticket in tuple(member.tickets.values()):
+            ticket.interrupt(loss, final=False)
+        self._dispatcher.fleet_changed()
+
+    async def _reach(self, member: Member) -> None:
+        """Try to start or reach an engine that never was."""
+        try:
+            await self._bring_up(member)
+        except SageLLMError as error:
+            self._missed(member, error.message)
+
+    # --- restarting ---------------------------------------------------------------------------------------------------
+
+    def _may_restart(self, member: Member) -> bool:
+        return (
+            self._settings.auto_restart
+            and isinstance(member.origin, Launched)
+            and member.restarts < self._settings.max_restarts
+        )
+
+    async def _restart(self, member: Member) -> None:
+        """Start an engine anew, waiting twice as long before each try."""
+        member.restarting = True
+        try:
+            delay = self._settings.restart_backoff_s * 2**member.restarts
+            member.restarts += 1
+            member.restarted_at = self._clock()
+            await asyncio.sleep(delay)
+            await self._release(member)
+            member.become(EngineState.STARTING)
+            await self._bring_up(member)
+        except SageLLMError as error:
+            if member.state is not EngineState.STOPPED:
+                log.warning("engine %s did not restart: %s", member.engine_id, error.message)
+                member.become(EngineState.ERROR, error.message)
+        finally:
+            member.restarting = False
+            self._dispatcher.fleet_changed()
+
+    # --- going --------------------------------------------------------------------------------------------------------
+
+    async def drain(self, engine_id: str) -> None:
+        """Send an engine nothing new; returns once it has nothing in flight here.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND`` for an unknown id; ``CONFLICT`` for an engine that has not started.
+        """
+        member = self._fleet.member(engine_id)
+        if member.state is EngineState.STARTING:
+            raise SageLLMError(ErrorCode.CONFLICT, f"engine {engine_id} is starting; stop it instead", "engine_id")
+        self.begin_drain(member)
+        await _emptied(member)
+
+    def begin_drain(self, member: Member) -> None:
+        """Send an engine nothing new."""
+        if member.state is EngineState.READY:
+            member.become(EngineState.DRAINING)
+            self._dispatcher.fleet_changed()
+
+    async def stop(self, engine_id: str, drain_s: float | None = None) -> None:
+        """Let an engine finish within ``drain_s``, take what is left elsewhere, and stop it or let it go.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND`` for an unknown id.
+        """
+        member = self._fleet.member(engine_id)
+        self.begin_drain(member)
+        if drain_s:
+            await _within(drain_s, _emptied(member))
+        if member.state is EngineState.STOPPED:
+            return
+        member.become(EngineState.STOPPED)
+        self._forget(member)
+        loss = SageLLMError(ErrorCode.UNAVAILABLE, f"engine {engine_id} was stopped")
+        for ticket in tuple(member.tickets.values()):
+            ticket.interrupt(loss, final=False)
+        if member.starting is not None:
+            member.starting.cancel()
+        await _within(self._settings.abort_timeout_s, _emptied(member))
+        await self._release(member)
+
+    async def dismiss(self) -> None:
+        """Stop them all, side by side."""
+        results = await asyncio.gather(*(self.stop(member.engine_id) for member in self._fleet), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                log.error("stopping an engine failed", exc_info=result)
+
+    def _forget(self, member: Member) -> None:
+        if member.state is not EngineState.STOPPED:
+            member.become(EngineState.STOPPED)
+        member.poke.set()
+        self._fleet.remove(member)
+        self._dispatcher.fleet_changed()
+
+    async def _release(self, member: Member) -> None:
+        """Free what an engine holds, dead or alive, within bounds."""
+        engine, handle = member.engine, member.handle
+        member.engine = member.handle = None
+        try:
+            if handle is not None:
+                await asyncio.wait_for(handle.stop(), self._settings.stop_timeout_s)
+            elif engine is not None:
+                await asyncio.wait_for(engine.stop(), self._settings.stop_timeout_s)
+        except asyncio.TimeoutError:
+            log.error("engine %s did not stop within %g s", member.engine_id, self._settings.stop_timeout_s)
+        except Exception:
+            log.exception("engine %s failed to stop", member.engine_id)
+
+
+def _minted(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex[:8]}"
+
+
+async def _emptied(member: Member) -> None:
+    while member.tickets:
+        member.emptied.clear()
+        await member.emptied.wait()
+
+
+async def _within(seconds: float, wait: Awaitable[object]) -> None:
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(wait, seconds)

@@ -1,0 +1,306 @@
+"""The engines of a plane: what each was made of, its state, and its load as this plane accounts for it.
+
+Plain values and synchronous changes; starting, polling and stopping engines happens elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import anyio
+
+from sagellm_protocol import (
+    EngineCapabilities,
+    EngineHandle,
+    EngineInfo,
+    EngineRecord,
+    EngineSpec,
+    EngineState,
+    EngineStats,
+    ErrorCode,
+    ModelInfo,
+    SageLLMError,
+)
+from sagellm_protocol.interfaces import Engine
+
+from .load import Load
+from .ticket import RenderKey, Ticket
+
+_NEXT = {
+    EngineState.STARTING: {EngineState.READY, EngineState.ERROR, EngineState.STOPPED},
+    EngineState.READY: {EngineState.DRAINING, EngineState.ERROR, EngineState.STOPPED},
+    EngineState.DRAINING: {EngineState.READY, EngineState.ERROR, EngineState.STOPPED},
+    EngineState.ERROR: {EngineState.STARTING, EngineState.READY, EngineState.DRAINING, EngineState.STOPPED},
+    EngineState.STOPPED: set[EngineState](),
+}
+
+
+@dataclass(frozen=True)
+class Launched:
+    """An engine that this plane started, and how to start it again."""
+
+    launcher: str
+    spec: EngineSpec
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An engine that runs elsewhere."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(eq=False)
+class Member:
+    """One engine of the plane."""
+
+    engine_id: str
+    origin: Launched | Attached
+    names: tuple[str, ...]
+    """Names requests may use, until the engine itself says."""
+    engine: Engine | None = None
+    """Absent until it was started or reached."""
+    handle: EngineHandle | None = None
+    state: EngineState = EngineState.STARTING
+    error: str | None = None
+    stats: EngineStats | None = None
+    load: Load = field(default_factory=Load)
+    tickets: dict[int, Ticket] = field(default_factory=dict)
+    """Requests that have a place here, by number."""
+    emptied: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever the last of them has left."""
+    renders: int = 0
+    """Prompts being rendered here."""
+    failures: int = 0
+    """Looks or attempts in a row that failed."""
+    restarts: int = 0
+    restarted_at: float | None = None
+    restarting: bool = False
+    starting: anyio.CancelScope | None = None
+    """Around the start that is under way."""
+    poke: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it should be looked at now."""
+    last_heard: float | None = None
+    """Unix seconds of the last sign of life."""
+    since_s: int = field(default_factory=lambda: int(time.time()))
+    capacity: int = 1
+    told: EngineState = EngineState.STARTING
+    """The engine's own word on its state. This and what follows is as last heard: asking for each decision would
+    cost more than deciding."""
+    render_key: RenderKey = ("", None)
+    """Equal for engines that read the same tokens out of a request."""
+    capabilities: EngineCapabilities = field(default_factory=EngineCapabilities)
+
+    def become(self, state: EngineState, error: str | None = None) -> None:
+        """Move to ``state``; a move that the life of an engine does not allow is our own mistake."""
+        assert state is self.state or state in _NEXT[self.state], f"{self.state} to {state}"
+        self.state, self.error = state, error
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine says of itself, under the plane's id and in the plane's judgement of its state."""
+        told = self.engine.info if self.engine is not None else self._expected()
+        return told.model_copy(
+            update={
+                "engine_id": self.engine_id,
+                "state": told.state if self.state is EngineState.READY else self.state,
+                "error": self.error or told.error,
+            }
+        )
+
+    def _expected(self) -> EngineInfo:
+        launched = self.origin.spec if isinstance(self.origin, Launched) else None
+        return EngineInfo(
+            engine_id=self.engine_id,
+            engine=launched.engine if launched else "remote",
+            model=launched.model if launched else next(iter(self.names), "unknown"),
+            served_names=self.names,
+            state=self.state,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests now, in the plane's view and its own."""
+        return self.state is EngineState.READY and self.engine is not None and self.told is EngineState.READY
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the last thing heard of it was a failure."""
+        return self.failures > 0
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether it takes requests, or may before long without anyone's doing."""
+        return self.restarting or self.state in (EngineState.STARTING, EngineState.READY)
+
+    def learn(self, default_capacity: int, slack: float) -> None:
+        """Take in what the engine says of itself, once it runs and whenever it was looked at."""
+        assert self.engine is not None
+        info = self.engine.info
+        self.told, self.capabilities = info.state, info.capabilities
+        self.render_key = (info.model_key or f"{info.engine}:{info.model}", info.capabilities.block_size)
+        limit = self.capabilities.max_num_seqs
+        self.capacity = default_capacity if limit is None else limit + math.ceil(limit * slack)
+
+    def could_serve(self, ticket: Ticket) -> bool:
+        """Whether it offers what a request needs, room aside. One that has not told yet might."""
+        if self.engine_id in ticket.tried or ticket.hints.engine_id not in (None, self.engine_id):
+            return False
+        if self.engine is None:
+            return True
+        longest = self.capabilities.max_model_len
+        return ticket.features <= self.capabilities.features and (longest is None or ticket.needed_tokens <= longest)
+
+    def has_room(self, sequences: int) -> bool:
+        """Whether that many more sequences may be sent; to an empty engine any number."""
+        return self.load.sequences == 0 or self.load.sequences + sequences <= self.capacity
+
+    def record(self) -> EngineRecord:
+        """For :class:`~sagellm_protocol.PlaneStatus`."""
+        return EngineRecord(
+            info=self.info,
+            stats=self.stats,
+            launcher=self.origin.launcher if isinstance(self.origin, Launched) else None,
+            url=self.origin.url if isinstance(self.origin, Attached) else None,
+            in_flight=len(self.tickets),
+        )
+
+    # What routers read.
+
+    @property
+    def sequences(self) -> int:
+        """Sequences this plane has there."""
+        return self.load.sequences
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens sent whose answer has not begun."""
+        return self.load.queued_tokens
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of the answers under way."""
+        return self.load.held_tokens
+
+    @property
+    def foreign_tokens(self) -> int:
+        """Tokens queued and held on behalf of others."""
+        return self.load.foreign_tokens
+
+    @property
+    def latency_s(self) -> float | None:
+        """Mean time to the first token of late."""
+        return self.load.latency_s
+
+    @property
+    def throughput_tps(self) -> float | None:
+        """Output tokens a second of late."""
+        return self.load.throughput_tps
+
+    @property
+    def devices(self) -> int:
+        """Devices it occupies, as far as the plane knows."""
+        if not isinstance(self.origin, Launched):
+            return 1
+        spec = self.origin.spec
+        return spec.tensor_parallel * spec.pipeline_parallel * spec.data_parallel
+
+
+class Fleet:
+    """Engines by id and by the names they serve."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Member] = {}
+        self._by_name: dict[str, dict[str, Member]] = {}
+        self._known_since: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(tuple(self._members.values()))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, engine_id: str) -> bool:
+        return engine_id in self._members
+
+    def get(self, engine_id: str) -> Member | None:
+        """The engine of that id, if there is one."""
+        return self._members.get(engine_id)
+
+    def member(self, engine_id: str) -> Member:
+        """The engine of that id.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND``, listing those there are.
+        """
+        found = self._members.get(engine_id)
+        if found is None:
+            known = ", ".join(sorted(self._members)) or "none"
+            raise SageLLMError(ErrorCode.NOT_FOUND, f"no engine {engine_id!r} here; there are: {known}", "engine_id")
+        return found
+
+    def add(self, member: Member) -> None:
+        """Take an engine in.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` when its id is in use.
+        """
+        if member.engine_id in self._members:
+            raise SageLLMError(
+                ErrorCode.CONFLICT,
+                f"engine id {member.engine_id!r} is in use; choose another or stop that engine first",
+                "engine_id",
+            )
+        self._members[member.engine_id] = member
+        self.rename(member, member.names)
+
+    def remove(self, member: Member) -> None:
+        """Let an engine go."""
+        if self._members.get(member.engine_id) is member:
+            self.rename(member, ())
+            del self._members[member.engine_id]
+
+    def rename(self, member: Member, names: tuple[str, ...]) -> None:
+        """Let an engine serve under other names."""
+        for name in member.names:
+            serving = self._by_name.get(name, {})
+            serving.pop(member.engine_id, None)
+            if not serving:
+                self._by_name.pop(name, None)
+        member.names = names
+        for name in names:
+            self._by_name.setdefault(name, {})[member.engine_id] = member
+            self._known_since.setdefault(name, member.since_s)
+
+    def serving(self, name: str) -> tuple[Member, ...]:
+        """Engines that serve a name, in the order in which they came to."""
+        return tuple(self._by_name.get(name, {}).values())
+
+    def names(self) -> list[str]:
+        """All names served."""
+        return sorted(self._by_name)
+
+    def models(self) -> list[ModelInfo]:
+        """What can be asked for."""
+        models = []
+        for name in self.names():
+            members = self.serving(name)
+            infos = [member.info for member in members]
+            lengths = [info.capabilities.max_model_len for info in infos if info.capabilities.max_model_len]
+            models.append(
+                ModelInfo(
+                    name=name,
+                    engines=len(members),
+                    ready=sum(member.ready for member in members),
+                    mock=any(info.mock for info in infos),
+                    features=frozenset[str]().union(*(info.capabilities.features for info in infos)),
+                    max_model_len=max(lengths, default=None),
+                    created_s=self._known_since[name],
+                )
+            )
+        return models

@@ -1,0 +1,80 @@
+"""Prompts before they are routed: which engine's renderer to ask, and what to do when it does not answer.
+
+Knows nothing of templates or tokens' meaning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from sagellm_protocol import ErrorCode, RenderedPrompt, Request, SageLLMError
+
+from .fleet import Fleet, Member
+from .ticket import Ticket
+
+
+class RenderDesk:
+    """Renders each prompt once for all engines that read it alike."""
+
+    def __init__(self, fleet: Fleet, timeout_s: float) -> None:
+        self._fleet = fleet
+        self._timeout_s = timeout_s
+
+    async def render(self, request: Request, among: tuple[Member, ...]) -> tuple[RenderedPrompt, Member]:
+        """Render with the engine that has the widest context, and among equals the fewest renderings under way.
+
+        An engine that hangs so collects few requests, and those are taken to another when it does not answer.
+
+        Args:
+            request: What to render.
+            among: Engines to ask.
+
+        Returns:
+            The prompt, and the engine that rendered it.
+
+        Raises:
+            SageLLMError: The renderer's refusal; ``UNAVAILABLE`` when none of them answers.
+        """
+        left = list(among)
+        error = SageLLMError(ErrorCode.UNAVAILABLE, f"no engine can render a prompt for {request.model!r} now")
+        while left:
+            member = min(left, key=_eagerness)
+            left.remove(member)
+            try:
+                return await self._ask(member, request), member
+            except SageLLMError as refusal:
+                if not refusal.retryable:
+                    raise
+                error = refusal
+        raise error
+
+    async def prompt_for(self, ticket: Ticket, member: Member) -> RenderedPrompt | None:
+        """The prompt as ``member`` reads it; rendered again if its engine reads otherwise than the one that was asked.
+
+        Raises:
+            SageLLMError: See :meth:`render`.
+        """
+        if not isinstance(ticket.request, Request):
+            return None
+        key = member.render_key
+        if key not in ticket.prompts:
+            ticket.prompts[key] = await self._ask(member, ticket.request)
+        return ticket.prompts[key]
+
+    async def _ask(self, member: Member, request: Request) -> RenderedPrompt:
+        if member.engine is None:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, f"engine {member.engine_id} has not started")
+        member.renders += 1
+        try:
+            return await asyncio.wait_for(member.engine.renderer.render(request), self._timeout_s)
+        except asyncio.TimeoutError:
+            member.failures += 1
+            raise SageLLMError(
+                ErrorCode.UNAVAILABLE, f"engine {member.engine_id} did not render a prompt within {self._timeout_s:g} s"
+            ) from None
+        finally:
+            member.renders -= 1
+
+
+def _eagerness(member: Member) -> tuple[bool, int, int]:
+    return (member.suspect, -(member.capabilities.max_model_len or 0), member.renders)

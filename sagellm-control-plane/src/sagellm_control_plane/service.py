@@ -1,0 +1,411 @@
+"""The control plane: takes requests in, gives each to an engine, and sees that each ends exactly once.
+
+Knows nothing of tokens' meaning or of HTTP. Decisions are made in :mod:`.dispatch`, engines kept by :mod:`.crew`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from sagellm_protocol import (
+    DeltaEvent,
+    EmbedRequest,
+    EmbedResponse,
+    EndEvent,
+    EngineRecord,
+    EngineSpec,
+    EngineState,
+    ErrorCode,
+    ErrorEvent,
+    ModelInfo,
+    PlaneStatus,
+    RenderedPrompt,
+    Request,
+    RequestEnding,
+    SageLLMError,
+    ScoreRequest,
+    ScoreResponse,
+    StartEvent,
+    StreamEvent,
+)
+from sagellm_protocol.features import features_of
+from sagellm_protocol.interfaces import Engine
+
+from . import relay
+from .background import Background
+from .crew import Crew
+from .dispatch import Dispatcher, why_not
+from .fleet import Fleet, Member
+from .ledger import Ledger
+from .policies import policy_named
+from .rendering import RenderDesk
+from .routing import router_named
+from .settings import PlaneSettings
+from .ticket import Hints, Ticket, ending_of, estimated_tokens
+
+R = TypeVar("R", EmbedRequest, ScoreRequest)
+T = TypeVar("T")
+AnyRequest = Request | EmbedRequest | ScoreRequest
+NO_HINTS = Hints()
+
+
+class ControlPlaneService:
+    """Many engines behind one door; implements :class:`sagellm_protocol.ControlPlane`. Belongs to one event loop.
+
+    Args:
+        settings: What an operator may set.
+        clock: Monotonic seconds.
+        rng: The only source of chance in routing.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST`` for an unknown policy or routing strategy, listing those there are.
+    """
+
+    def __init__(
+        self,
+        settings: PlaneSettings | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.settings = settings or PlaneSettings()
+        self.fleet = Fleet()
+        self.ledger = Ledger()
+        self.dispatcher = Dispatcher(
+            self.fleet,
+            policy_named(self.settings.policy),
+            router_named(self.settings.routing),
+            clock,
+            rng or random.Random(),
+        )
+        self._clock = clock
+        self._background = Background()
+        self._desk = RenderDesk(self.fleet, self.settings.render_timeout_s)
+        self.crew = Crew(self.fleet, self.dispatcher, self.settings, self._background, clock)
+        self._numbers = itertools.count(1)
+        self._stopping = False
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to serve. Safe to call again, also after :meth:`stop`."""
+        self._stopping = False
+
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Refuse what is new, let what is in flight end within ``drain_s``, cancel the rest, stop its engines."""
+        self._stopping = True
+        if drain_s and self.ledger.in_flight:
+            await _within(drain_s, self.ledger.idle())
+        for ticket in self.ledger.tickets():
+            self._interrupt(ticket, SageLLMError(ErrorCode.CANCELLED, "the control plane is shutting down"))
+        await _within(self.settings.abort_timeout_s, self.ledger.idle())
+        await self.crew.dismiss()
+        await self._background.cancel()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
+        """Serve a generation request; its last event is terminal, whatever happens."""
+        return self.submit_with(request, NO_HINTS)
+
+    async def submit_with(self, request: Request, hints: Hints) -> AsyncGenerator[StreamEvent, None]:
+        """As :meth:`submit`, with wishes that the wire request has no field for."""
+        try:
+            ticket = self._accept(request, hints)
+        except SageLLMError as error:
+            yield ErrorEvent(request_id=request.request_id, error=error.info())
+            return
+        timer = self._arm(ticket)
+        try:
+            async with aclosing(self._generate(ticket)) as events:
+                async for event in events:
+                    if isinstance(event, EndEvent):
+                        self._end(ticket, RequestEnding.COMPLETED)
+                    elif isinstance(event, ErrorEvent):
+                        self._end(ticket, ending_of(event.error.code))
+                    yield event
+        finally:
+            if timer is not None:
+                timer.cancel()
+            # Reached without an ending only when the caller left.
+            self._end(ticket, RequestEnding.CANCELLED)
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        """Serve an embedding request."""
+        response = await self._call(request, lambda engine: engine.embed)
+        return response.model_copy(update={"request_id": request.request_id})
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Serve a scoring request."""
+        response = await self._call(request, lambda engine: engine.score)
+        return response.model_copy(update={"request_id": request.request_id})
+
+    async def cancel(self, request_id: str) -> bool:
+        """End all requests in flight whose caller uses this id."""
+        tickets = self.ledger.known_as(request_id)
+        for ticket in tickets:
+            self._interrupt(ticket, SageLLMError(ErrorCode.CANCELLED, f"request {request_id!r} was cancelled"))
+        return bool(tickets)
+
+    async def render(self, request: Request) -> RenderedPrompt:
+        """The prompt as the model that ``request`` names would read it."""
+        ticket = self._ticket(request, NO_HINTS)
+        return (await self._desk.render(request, self._askable(ticket)))[0]
+
+    # --- engines and what is known of them ----------------------------------------------------------------------------
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """Models that can be asked for."""
+        return self.fleet.models()
+
+    async def status(self) -> PlaneStatus:
+        """The plane and its engines now."""
+        return self.status_now()
+
+    def status_now(self) -> PlaneStatus:
+        """As :meth:`status`, for callers that cannot wait."""
+        reason = self._why_unready()
+        return PlaneStatus(
+            ready=reason is None,
+            reason=reason,
+            engines=tuple(member.record() for member in self.fleet),
+            queued=self._waiting,
+            in_flight=self.ledger.in_flight,
+            accepted=self.ledger.accepted,
+            ended=dict(self.ledger.ended),
+            refused_early=self.ledger.refused_early,
+        )
+
+    async def start_engine(
+        self, spec: EngineSpec, launcher: str = "local", engine_id: str | None = None
+    ) -> EngineRecord:
+        """Launch an engine and serve through it; returns once it is ready."""
+        return await self.crew.launch(spec, launcher, engine_id)
+
+    async def attach_engine(self, url: str, engine_id: str | None = None, api_key: str | None = None) -> EngineRecord:
+        """Serve through an engine server that runs elsewhere."""
+        return await self.crew.attach(url, engine_id, api_key)
+
+    async def drain_engine(self, engine_id: str) -> None:
+        """Send it nothing new; returns once it has nothing in flight."""
+        await self.crew.drain(engine_id)
+
+    async def stop_engine(self, engine_id: str, drain_s: float | None = None) -> None:
+        """Stop an engine this plane launched, or let go of one it attached."""
+        await self.crew.stop(engine_id, drain_s)
+
+    # --- how a request goes -------------------------------------------------------------------------------------------
+
+    def _accept(self, request: AnyRequest, hints: Hints) -> Ticket:
+        """Take a request in, or refuse it before it counts."""
+        try:
+            ticket = self._ticket(request, hints)
+            self._askable(ticket)
+            waiting = self._waiting
+            if waiting >= self.settings.max_queued + self.dispatcher.free_places(request.model):
+                raise SageLLMError(
+                    ErrorCode.QUEUE_FULL,
+                    f"{waiting} requests wait already, the most that may (max_queued={self.settings.max_queued});"
+                    " try again later",
+                    retry_after_s=round(self.ledger.retry_after_s(waiting, self._clock()), 1),
+                )
+        except SageLLMError:
+            self.ledger.refused_early += 1
+            raise
+        self.ledger.accept(ticket)
+        return ticket
+
+    @property
+    def _waiting(self) -> int:
+        """Accepted requests without an engine: those being rendered will want a place too."""
+        return self.ledger.in_flight - self.dispatcher.placed
+
+    def _ticket(self, request: AnyRequest, hints: Hints) -> Ticket:
+        now = self._clock()
+        allowed_ms = request.slo.deadline_ms if request.slo is not None else None
+        return Ticket(
+            number=next(self._numbers),
+            request=request,
+            arrived=now,
+            deadline=None if allowed_ms is None else now + allowed_ms / 1000,
+            features=frozenset(features_of(request)),
+            hints=hints,
+            prompt_tokens=estimated_tokens(request),
+        )
+
+    def _askable(self, ticket: Ticket) -> tuple[Member, ...]:
+        """Engines that could take a request now, room aside."""
+        if self._stopping:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, "the control plane is shutting down")
+        serving = self.fleet.serving(ticket.request.model)
+        able = tuple(member for member in serving if member.ready and member.could_serve(ticket))
+        if not able:
+            raise why_not(ticket, serving, self.fleet.names())
+        return able
+
+    def _arm(self, ticket: Ticket) -> asyncio.TimerHandle | None:
+        """Let a request expire at its deadline."""
+        if ticket.deadline is None:
+            return None
+        allowed = ticket.deadline - ticket.arrived
+        error = SageLLMError(
+            ErrorCode.DEADLINE_EXCEEDED, f"the request's deadline of {allowed * 1000:.0f} ms has passed"
+        )
+        return asyncio.get_running_loop().call_later(allowed, self._interrupt, ticket, error)
+
+    async def _generate(self, ticket: Ticket) -> AsyncGenerator[StreamEvent, None]:
+        """Render, wait, relay, and begin again on another engine while that is allowed."""
+        started = False
+        failure: SageLLMError | None = None
+        while True:
+            try:
+                member, prompt = await self._placed(ticket)
+            except SageLLMError as error:
+                self.dispatcher.withdraw(ticket)
+                told = _first_cause(failure, error)
+                yield ErrorEvent(request_id=ticket.request.request_id, error=told.info())
+                return
+            failure = None
+            attempt = relay.generate(ticket, member, prompt, self._clock, self.settings.abort_timeout_s)
+            async with aclosing(attempt) as events:
+                async for event in events:
+                    if isinstance(event, ErrorEvent):
+                        cause = SageLLMError.from_info(event.error)
+                        if self._try_again(ticket, member, cause):
+                            failure = cause
+                            break
+                    if isinstance(event, StartEvent) and started:
+                        continue
+                    started = started or isinstance(event, StartEvent)
+                    ticket.delivered = ticket.delivered or isinstance(event, DeltaEvent)
+                    yield event
+            if failure is None:
+                return
+
+    async def _placed(self, ticket: Ticket) -> tuple[Member, RenderedPrompt | None]:
+        """Render the prompt if it was not, and wait for a place."""
+        request = ticket.request
+        if isinstance(request, Request) and not ticket.prompts:
+            prompt, asked = await ticket.wait(lambda: self._desk.render(request, self._askable(ticket)))
+            ticket.prompts[asked.render_key], ticket.prompt_tokens = prompt, len(prompt.token_ids)
+        self.dispatcher.enqueue(ticket)
+        turn = ticket.turn
+        assert turn is not None
+        try:
+            member = await ticket.wait(lambda: self._in_time(turn))
+            return member, await ticket.wait(lambda: self._desk.prompt_for(ticket, member))
+        except BaseException:
+            self.dispatcher.withdraw(ticket)
+            raise
+
+    async def _in_time(self, turn: asyncio.Future[Member]) -> Member:
+        try:
+            return await asyncio.wait_for(turn, self.settings.queue_timeout_s)
+        except asyncio.TimeoutError:
+            raise SageLLMError(
+                ErrorCode.DEADLINE_EXCEEDED,
+                f"the request waited {self.settings.queue_timeout_s:g} s in the queue without a free engine",
+                retry_after_s=round(self.ledger.retry_after_s(self._waiting, self._clock()), 1),
+            ) from None
+
+    def _try_again(self, ticket: Ticket, member: Member, error: SageLLMError) -> bool:
+        """Note a failed attempt, and say whether another engine may be asked."""
+        self.dispatcher.withdraw(ticket)
+        self.crew.attempt_failed(member, error)
+        ticket.tried.add(member.engine_id)
+        ticket.failed_attempts += 1
+        ticket.forgive()
+        return (
+            error.retryable
+            and not ticket.delivered
+            and ticket.failed_attempts < self.settings.max_attempts
+            and not self._stopping
+        )
+
+    async def _call(self, request: R, method: Callable[[Engine], Callable[[R], Awaitable[T]]]) -> T:
+        ticket = self._accept(request, NO_HINTS)
+        timer = self._arm(ticket)
+        failure: SageLLMError | None = None
+        try:
+            while True:
+                try:
+                    member, _ = await self._placed(ticket)
+                except SageLLMError as error:
+                    raise _first_cause(failure, error) from error
+                try:
+                    answer = await relay.call(ticket, member, request, method, self._clock())
+                except SageLLMError as error:
+                    if not self._try_again(ticket, member, error):
+                        raise
+                    failure = error
+                    continue
+                self._end(ticket, RequestEnding.COMPLETED)
+                return answer
+        except SageLLMError as error:
+            self._end(ticket, ending_of(error.code))
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._end(ticket, RequestEnding.CANCELLED)
+
+    def _end(self, ticket: Ticket, ending: RequestEnding) -> None:
+        """Close a request and free its place; the first ending stands."""
+        if ticket.ending is None:
+            self.ledger.end(ticket, ending, self._clock())
+            self.dispatcher.withdraw(ticket)
+
+    def _interrupt(self, ticket: Ticket, error: SageLLMError) -> None:
+        """End a request from outside, whatever it waits for."""
+        member = ticket.member
+        if not ticket.interrupt(error, final=True) and member is not None and member.engine and ticket.attempt_id:
+            # Its caller is busy with what it was given: free the engine now rather than when it asks for more.
+            self._background.spawn(member.engine.abort(ticket.attempt_id), f"abort {ticket.attempt_id}")
+
+    def _why_unready(self) -> str | None:
+        if self._stopping:
+            return "the control plane is shutting down"
+        infos = [member.info for member in self.fleet]
+        if any(info.state is EngineState.READY for info in infos):
+            return None
+        if not infos:
+            return "no engine was started or attached"
+        return "; ".join(
+            f"{info.engine_id} is {info.state.value}" + f" ({info.error})" * bool(info.error) for info in infos
+        )
+
+
+def _first_cause(failure: SageLLMError | None, error: SageLLMError) -> SageLLMError:
+    """What to tell a caller whose retry found no engine: the failure before, unless time or the caller ended it."""
+    if failure is None or error.code in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED):
+        return error
+    return failure
+
+
+async def _within(seconds: float, wait: Awaitable[None]) -> bool:
+    try:
+        await asyncio.wait_for(wait, seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
+
+
+def create(settings: PlaneSettings | None = None, **options: Any) -> ControlPlaneService:
+    """A control plane; entry point ``default`` of the group ``sagellm.control_planes``.
+
+    Args:
+        settings: What an operator may set.
+        options: The same as keywords, in place of ``settings``.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST`` naming what is unknown or out of range.
+    """
+    if settings is not None and options:
+        raise SageLLMError(ErrorCode.INVALID_REQUEST, "give settings or keywords, not both")
+    return ControlPlaneService(settings or PlaneSettings.of(**options))

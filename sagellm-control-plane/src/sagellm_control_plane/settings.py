@@ -1,0 +1,76 @@
+"""What an operator may set of a control plane, with defaults that serve one machine well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sagellm_protocol import ErrorCode, SageLLMError
+
+
+@dataclass(frozen=True)
+class PlaneSettings:
+    """Settings of a :class:`~sagellm_control_plane.service.ControlPlaneService`. Times are seconds."""
+
+    policy: str = "fifo"
+    """Order of the queue: a name of :mod:`sagellm_control_plane.policies`."""
+    routing: str = "least_load"
+    """Choice of an engine: a name of :mod:`sagellm_control_plane.routing`."""
+    max_queued: int = 1024
+    """Requests that may wait; one more is refused."""
+    queue_timeout_s: float | None = 300.0
+    """Longest wait in the queue, after which a request expires; ``None`` waits for ever."""
+    max_attempts: int = 3
+    """Engines that are tried for a request before its first token."""
+    default_capacity: int = 256
+    """Sequences sent to an engine that does not say how many it runs at once."""
+    slack: float = 0.25
+    """Share of an engine's own limit sent there on top of it, so that its next sequences are at hand when one ends."""
+    poll_interval_s: float = 1.0
+    """Between two looks at an engine's health and load."""
+    poll_timeout_s: float = 5.0
+    failures_threshold: int = 2
+    """Looks in a row that fail before an engine counts as dead."""
+    render_timeout_s: float = 10.0
+    """Longest an engine may take to render a prompt before another is asked."""
+    abort_timeout_s: float = 5.0
+    """Longest that tidying up after an abandoned attempt may hold its caller."""
+    stop_timeout_s: float = 30.0
+    """Longest an engine may take to stop before it is given up."""
+    auto_restart: bool = True
+    """Start an engine anew when it died, if this plane launched it."""
+    max_restarts: int = 3
+    restart_backoff_s: float = 1.0
+    """Wait before the first restart; doubles with each."""
+    restart_forgiven_s: float = 300.0
+    """Health for this long makes earlier restarts forgotten."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_attempts", "default_capacity", "failures_threshold"):
+            self._at_least(name, 1)
+        for name in ("max_queued", "slack", "max_restarts", "restart_backoff_s", "restart_forgiven_s"):
+            self._at_least(name, 0)
+        for name in ("poll_interval_s", "poll_timeout_s", "render_timeout_s", "abort_timeout_s", "stop_timeout_s"):
+            self._at_least(name, 0.001)
+        if self.queue_timeout_s is not None:
+            self._at_least("queue_timeout_s", 0.001)
+
+    def _at_least(self, name: str, least: float) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, (int, float)) or not value >= least:
+            raise SageLLMError(ErrorCode.INVALID_REQUEST, f"{name} must be {least} or more (got {value!r})", name)
+
+    @classmethod
+    def of(cls, **options: Any) -> PlaneSettings:
+        """Settings from keywords.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` naming an unknown keyword, and those there are.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise SageLLMError(
+                    ErrorCode.INVALID_REQUEST, f"unknown setting {name!r}; there are {', '.join(known)}", name
+                )
+        return cls(**options)

@@ -1,0 +1,191 @@
+"""One request's life in the plane: plain values, and the one place that says it is over.
+
+Knows nothing of engines' insides, queues or transports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+from sagellm_protocol import EmbedRequest, ErrorCode, RenderedPrompt, Request, RequestEnding, SageLLMError, ScoreRequest
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .fleet import Member
+
+T = TypeVar("T")
+AnyRequest = Request | EmbedRequest | ScoreRequest
+RenderKey = tuple[str, int | None]
+"""Engines of equal keys read the same tokens out of a request."""
+
+
+class Stage(Enum):
+    """Where a request is."""
+
+    RENDERING = "rendering"
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Hints:
+    """Wishes that the wire request has no field for."""
+
+    engine_id: str | None = None
+    """Serve it there or not at all."""
+    cost_budget: float | None = None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that was accepted. Satisfies ``policies.Waiting`` and ``routing.Routed``."""
+
+    number: int
+    request: AnyRequest
+    arrived: float
+    deadline: float | None
+    """When it expires, on the plane's clock."""
+    features: frozenset[str]
+    hints: Hints
+    prompt_tokens: int
+    """Estimated until it is rendered."""
+    stage: Stage = Stage.RENDERING
+    prompts: dict[RenderKey, RenderedPrompt] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
+    """Engines that failed it."""
+    failed_attempts: int = 0
+    placed_tokens: int = 0
+    """Prompt tokens it was booked with where it has a place."""
+    produced_tokens: int = 0
+    """Output tokens of the present attempt."""
+    begun: bool = False
+    """Whether the present attempt has given output."""
+    delivered: bool = False
+    """Whether the caller has been given output, after which no other engine may answer."""
+    member: Member | None = None
+    """Set by the dispatcher while it has a place there."""
+    attempt_id: str | None = None
+    ending: RequestEnding | None = None
+    """Set once, by the ledger."""
+    turn: asyncio.Future[Member] | None = None
+    """Resolved by the dispatcher."""
+    _scope: anyio.CancelScope | None = None
+    _verdict: SageLLMError | None = None
+    _loss: SageLLMError | None = None
+
+    @property
+    def priority(self) -> int:
+        """Lower is sooner."""
+        return self.request.priority
+
+    @property
+    def user(self) -> str | None:
+        """Whose it is."""
+        return self.request.user
+
+    @property
+    def session_id(self) -> str | None:
+        """The conversation it belongs to."""
+        return self.request.session_id
+
+    @property
+    def cost_budget(self) -> float | None:
+        """What the caller is willing to pay."""
+        return self.hints.cost_budget
+
+    @property
+    def sequences(self) -> int:
+        """Sequences it makes an engine run."""
+        return self.request.sampling.n if isinstance(self.request, Request) else 1
+
+    @property
+    def needed_tokens(self) -> int:
+        """Context that it needs at least; 0 while unknown."""
+        if not isinstance(self.request, Request) or not self.prompts:
+            return 0
+        return self.prompt_tokens + (self.request.sampling.max_tokens or 1)
+
+    def remaining_ms(self, now: float) -> float | None:
+        """Time left until the deadline."""
+        return None if self.deadline is None else max(1.0, (self.deadline - now) * 1000)
+
+    def interrupt(self, error: SageLLMError, *, final: bool) -> bool:
+        """Stop whatever is awaited for this request; only the first final error counts.
+
+        Args:
+            error: What its caller is told.
+            final: Whether the request is over, rather than only its attempt on one engine.
+
+        Returns:
+            Whether an await was interrupted. If not, its caller learns of it when it asks for more.
+        """
+        if final:
+            self._verdict = self._verdict or error
+        else:
+            self._loss = self._loss or error
+        if self._scope is None:
+            return False
+        self._scope.cancel()
+        return True
+
+    def check(self) -> None:
+        """Raise what :meth:`interrupt` brought. An attempt's loss is raised once, the request's end for ever."""
+        if self._verdict is not None:
+            raise self._verdict
+        if self._loss is not None:
+            loss, self._loss = self._loss, None
+            raise loss
+
+    def forgive(self) -> None:
+        """Forget what befell an attempt that is over."""
+        self._loss = None
+
+    async def wait(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await what ``call`` returns, unless the request is interrupted before or meanwhile.
+
+        Raises:
+            SageLLMError: The interruption.
+        """
+        self.check()
+        with anyio.CancelScope() as scope:
+            self._scope = scope
+            try:
+                return await call()
+            finally:
+                self._scope = None
+        self.check()
+        raise SageLLMError(ErrorCode.INTERNAL, "a request was interrupted without a reason")
+
+
+def estimated_tokens(request: AnyRequest) -> int:
+    """Prompt tokens by count where tokens were given, else by the rule of thumb of four characters a token."""
+    if isinstance(request, Request):
+        if request.prompt_token_ids is not None:
+            return len(request.prompt_token_ids)
+        text = request.prompt or "".join(message.text for message in request.messages or ())
+        return math.ceil(len(text) / 4) or 1
+    if isinstance(request, EmbedRequest):
+        return sum(math.ceil(len(item) / 4) if isinstance(item, str) else len(item) for item in request.inputs) or 1
+    return math.ceil(sum(len(request.query) + len(document) for document in request.documents) / 4)
+
+
+_ENDINGS = {
+    ErrorCode.CANCELLED: RequestEnding.CANCELLED,
+    ErrorCode.DEADLINE_EXCEEDED: RequestEnding.EXPIRED,
+    ErrorCode.INTERNAL: RequestEnding.FAILED,
+    ErrorCode.ENGINE_FAILED: RequestEnding.FAILED,
+    ErrorCode.UNAVAILABLE: RequestEnding.FAILED,
+}
+
+
+def ending_of(code: ErrorCode) -> RequestEnding:
+    """How a request ends that ends with this error: whatever is not our fault, time or a caller's wish is a refusal."""
+    return _ENDINGS.get(code, RequestEnding.REFUSED)
