@@ -60,7 +60,7 @@ def test_a_named_backend_that_cannot_run_says_why() -> None:
 
 
 def test_an_unknown_backend_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(SageLLMError, match="'abacus'.*reference") as caught:
+    with pytest.raises(SageLLMError, match=r"'abacus'.*reference") as caught:
         open_backend("abacus")
     assert caught.value.code is ErrorCode.NOT_INSTALLED
 
@@ -78,9 +78,9 @@ def test_the_preferred_type_is_taken_unless_one_is_named() -> None:
 
 
 def test_a_type_that_is_not_offered_is_refused_with_those_that_are() -> None:
-    with pytest.raises(SageLLMError, match="'float16'.*bfloat16, float32") as caught:
+    with pytest.raises(SageLLMError, match=r"'float16'.*bfloat16, float32") as caught:
         compute_dtype(CAPABILITIES, "float16")
     assert caught.value.param == "dtype"
-    with pytest.raises(SageLLMError, match="'float8_e4m3'.*bfloat16") as caught:
+    with pytest.raises(SageLLMError, match=r"'float8_e4m3'.*bfloat16") as caught:
         cache_dtype(CAPABILITIES, "float8_e4m3", DType.BFLOAT16)
     assert caught.value.param == "kv_cache_dtype"
