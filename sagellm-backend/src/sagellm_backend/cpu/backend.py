@@ -1,0 +1,227 @@
+"""The operations of the default backend, each in as few torch calls as it takes.
+
+A torch call costs 2 to 5 microseconds and a decode step of a small model makes hundreds, so their number matters as much as what
+they do; calls that mix element types are avoided because torch runs those element by element. Knows nothing of models, requests
+or scheduling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sagellm_protocol.backend import (
+    AttentionBatch,
+    RawWeight,
+    RopeSpec,
+    RowLogprobs,
+    Sampled,
+    SamplingBatch,
+    WeightUse,
+)
+from sagellm_protocol.devices import BackendCapabilities, DType
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+
+from sagellm_backend import collectives, formats, host
+from sagellm_backend.dtypes import TORCH, parse_dtype
+from sagellm_backend.paged import PagedKV
+from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
+from . import attention, sampling, weights
+from .plan import StepPlan, plan_step
+from .rotary import Rotary
+from .weights import CpuWeight
+
+_NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+class CpuBackend(TorchBackend):
+    """Fast torch on the processor. Made by :func:`create`."""
+
+    name = "cpu"
+
+    def __init__(self, dtype: DType) -> None:
+        self.dtypes = (dtype, *(other for other in offered_dtypes() if other is not dtype))
+        self._rotary = Rotary()
+        self._norm_floors: dict[tuple[int, float], torch.Tensor] = {}
+
+    def capabilities(self) -> BackendCapabilities:
+        """What this processor and this build of torch can do."""
+        return BackendCapabilities(
+            backend=self.name,
+            available=True,
+            devices=(host.cpu_device(),),
+            dtypes=self.dtypes,
+            kv_dtypes=self.dtypes,
+            weight_formats=tuple(kind.value for kind in formats.DECODERS),
+            collectives=collectives.available_transports(),
+            rank=10,
+        )
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def pack_weight(
+        self,
+        parts: Sequence[RawWeight],
+        dtype: DType,
+        *,
+        use: WeightUse = WeightUse.LINEAR,
+        bias: Sequence[RawWeight] = (),
+        quantization: str | None = None,
+    ) -> CpuWeight:
+        """Expand to ``dtype`` and pack for multiplication; tables stay as their file holds them."""
+        self.check_dtype(dtype)
+        self.check_quantization(quantization)
+        return weights.pack(
+            [(part, formats.format_of(part, self.name)) for part in parts],
+            dtype,
+            [self.tensor(part, dtype) for part in bias],
+            multiplied=use is not WeightUse.EMBEDDING,
+            looked_up=use is not WeightUse.LINEAR,
+        )
+
+    def linear(self, x: torch.Tensor, weight: CpuWeight, adapters: Any = None) -> torch.Tensor:
+        """``x @ weight.T + bias``."""
+        if adapters is not None:
+            self.check_adapters(adapters)
+        if x.dtype != weight.dtype:
+            return weight.linear(x.to(weight.dtype)).to(x.dtype)
+        return weight.linear(x)
+
+    def embedding(self, ids: torch.Tensor, weight: CpuWeight, dtype: DType) -> torch.Tensor:
+        """Rows of a table."""
+        if weight.table is None:
+            raise SageLLMError(
+                ErrorCode.INTERNAL, "this weight was packed for multiplication only; pack it with use=embedding"
+            )
+        return weight.table.rows(ids, TORCH[dtype])
+
+    # -- norms, activations, rotation ---------------------------------------------------------------------------------
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """``x / sqrt(mean(x²) + eps) * weight``, as ``x / hypot(‖x‖, sqrt(E eps)) * sqrt(E) * weight``."""
+        h = x.float()
+        size = x.shape[-1]
+        floor = self._norm_floors.get((size, eps))
+        if floor is None:
+            floor = self._norm_floors[size, eps] = torch.tensor(math.sqrt(eps))
+        # The norm of h / sqrt(E) is the root of the mean square.
+        root = torch.linalg.vector_norm(h, 2, -1, True).mul_(size**-0.5).hypot_(floor)
+        if x.dtype == torch.float32:
+            return h.div(root).mul_(weight)
+        return h.div_(root).to(x.dtype).mul_(weight)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum's norm, and the sum in ``residual``'s place."""
+        total = residual.add_(x)
+        return self.rms_norm(total, weight, eps), total
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+        """Layer norm over the last axis."""
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+    def rope(
+        self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, spec: RopeSpec
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotate in place."""
+        return self._rotary.turn(q, k, positions, spec)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """``silu(gate) * up``."""
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    def gelu_mul(self, gate_up: torch.Tensor, *, approximate: bool) -> torch.Tensor:
+        """``gelu(gate) * up``."""
+        gate, up = gate_up.chunk(2, -1)
+        return F.gelu(gate, approximate="tanh" if approximate else "none").mul_(up)
+
+    def moe(
+        self,
+        x: torch.Tensor,
+        router_logits: torch.Tensor,
+        gate_up: Sequence[CpuWeight],
+        down: Sequence[CpuWeight],
+        top_k: int,
+        renormalize: bool,
+    ) -> torch.Tensor:
+        """Expert by expert, over the tokens that chose it."""
+        shares, experts = torch.softmax(router_logits.float(), dim=-1).topk(top_k, dim=-1)  # [T, top_k]
+        if renormalize:
+            shares = shares / shares.sum(-1, keepdim=True)
+        total = torch.zeros(x.shape, dtype=torch.float32)
+        for expert in experts.unique().tolist():
+            tokens, place = (experts == expert).nonzero(as_tuple=True)
+            hidden = self.silu_mul(self.linear(x[tokens], gate_up[expert]))
+            total.index_add_(0, tokens, self.linear(hidden, down[expert]).float() * shares[tokens, place, None])
+        return total.to(x.dtype)
+
+    # -- attention ----------------------------------------------------------------------------------------------------
+
+    def plan_attention(self, cache: PagedKV, batch: AttentionBatch) -> StepPlan:
+        """Index tensors and masks of a step."""
+        return plan_step(cache.group_specs, cache.block_size, cache.dtype, batch)
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: PagedKV,
+        layer: int,
+        plan: StepPlan,
+        *,
+        scale: float,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
+        """Write, then attend."""
+        group = plan.groups[cache.groups[layer]]
+        attention.write(k, v, cache, layer, group.slots)
+        return attention.attend(q, k, v, cache, layer, group, scale, softcap)
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
+        """Draw one token from each row."""
+        return sampling.sample(logits, batch)
+
+    def logprobs_of(self, logits: torch.Tensor, token_ids: Sequence[int], top: int) -> list[RowLogprobs]:
+        """Log-probabilities of given tokens."""
+        return sampling.logprobs_of(logits.float(), token_ids, [top] * len(token_ids))
+
+
+def offered_dtypes() -> tuple[DType, ...]:
+    """Types this processor multiplies in, best first: BF16 leads only where it is native."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return (DType.FLOAT32,)
+    if _NATIVE_BF16.intersection(host.cpu_device().instruction_sets):
+        return (DType.BFLOAT16, DType.FLOAT32)
+    return (DType.FLOAT32, DType.BFLOAT16)
+
+
+def create(device: str | None = None, *, dtype: str = "auto", threads: int | None = None) -> CpuBackend:
+    """Make the default backend.
+
+    Args:
+        device: ``cpu`` or nothing.
+        dtype: Preferred type; ``auto`` is BF16 where the processor has it, else float32.
+        threads: Processors torch may use; by default all that this process may.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for another device or type, or where this torch has no oneDNN.
+    """
+    check_device(device, CpuBackend.name)
+    if not torch.backends.mkldnn.is_available():
+        raise SageLLMError(
+            ErrorCode.UNSUPPORTED,
+            "backend 'cpu' packs weights with oneDNN, which this build of torch lacks; install a torch that has it, or use"
+            " the backend 'reference'",
+        )
+    preferred = parse_dtype(dtype, offered_dtypes(), CpuBackend.name)
+    use_threads(threads)
+    return CpuBackend(preferred)

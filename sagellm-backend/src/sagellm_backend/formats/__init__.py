@@ -1,0 +1,106 @@
+"""Weight formats: bytes of rows in, float32 out, one function a format.
+
+The table is the seam: a format is a function over blocks and a line here. Knows nothing of devices, of how a weight is used or
+of which backend keeps it quantised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from sagellm_protocol.backend import BLOCK_ELEMENTS, RawWeight, WeightFormat
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+
+from sagellm_backend.dtypes import byte_array
+from . import blocks32, blocks256, plain
+
+Decoder = Callable[[torch.Tensor], torch.Tensor]
+
+DECODERS: Mapping[WeightFormat, Decoder] = {
+    WeightFormat.F32: plain.f32,
+    WeightFormat.F16: plain.f16,
+    WeightFormat.BF16: plain.bf16,
+    WeightFormat.Q4_0: blocks32.q4_0,
+    WeightFormat.Q4_1: blocks32.q4_1,
+    WeightFormat.Q5_0: blocks32.q5_0,
+    WeightFormat.Q5_1: blocks32.q5_1,
+    WeightFormat.Q8_0: blocks32.q8_0,
+    WeightFormat.Q2_K: blocks256.q2_k,
+    WeightFormat.Q3_K: blocks256.q3_k,
+    WeightFormat.Q4_K: blocks256.q4_k,
+    WeightFormat.Q5_K: blocks256.q5_k,
+    WeightFormat.Q6_K: blocks256.q6_k,
+}
+"""Blocks ``[n, bytes]`` uint8 to elements ``[n, elements]`` float32."""
+
+_CHUNK_ELEMENTS = 1 << 22
+"""Elements decoded at a time, so that expanding a large matrix needs little memory besides its result."""
+
+
+def format_of(raw: RawWeight, backend: str) -> WeightFormat:
+    """The format of ``raw``, checked against its shape and the bytes it holds.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for an unknown format, naming those that are known; ``INVALID_REQUEST`` when shape and bytes
+            do not fit.
+    """
+    try:
+        found = WeightFormat(raw.format)
+    except ValueError:
+        known = ", ".join(kind.value for kind in DECODERS)
+        raise SageLLMError(
+            ErrorCode.UNSUPPORTED,
+            f"{raw.name} is stored as {raw.format!r}, which backend {backend!r} does not read; it reads {known}",
+        ) from None
+    elements, size = BLOCK_ELEMENTS[found]
+    width = raw.shape[-1] if raw.shape else 1
+    expected = math.prod(raw.shape) // elements * size
+    held = memoryview(raw.data).nbytes
+    if width % elements:
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"{raw.name} has rows of {width} elements, which is no whole number of {found.value} blocks of {elements}",
+        )
+    if held != expected:
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"{raw.name} of shape {list(raw.shape)} as {found.value} takes {expected} bytes, but {held} are there;"
+            " the file may be cut off",
+        )
+    return found
+
+
+def decode(rows: torch.Tensor, kind: WeightFormat) -> torch.Tensor:
+    """Expand rows of blocks: ``[R, bytes]`` uint8 to ``[R, elements]`` float32."""
+    elements, size = BLOCK_ELEMENTS[kind]
+    return DECODERS[kind](rows.reshape(-1, size)).reshape(rows.shape[0], rows.shape[1] // size * elements)
+
+
+def raw_rows(raw: RawWeight) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of ``raw`` as ``[rows, bytes]`` uint8, a view of the file where it is mapped."""
+    rows = math.prod(raw.shape[:-1])
+    data = byte_array(raw.data)
+    return data.reshape(rows, data.size // rows if rows else 0)
+
+
+def decode_chunks(raw: RawWeight, kind: WeightFormat) -> Iterator[tuple[int, torch.Tensor]]:
+    """Expand a weight piece by piece: the first row of each piece, and the piece as ``[r, width]`` float32."""
+    table = raw_rows(raw)
+    step = max(1, _CHUNK_ELEMENTS // max(1, raw.shape[-1] if raw.shape else 1))
+    for start in range(0, table.shape[0], step):
+        # The copy makes read-only pages of a mapped file writable for torch.
+        yield start, decode(torch.from_numpy(table[start : start + step].copy()), kind)
+
+
+def expand(raw: RawWeight, kind: WeightFormat, dtype: torch.dtype) -> torch.Tensor:
+    """The whole weight in its logical shape and ``dtype``."""
+    whole = torch.empty(raw.shape, dtype=dtype)
+    matrix = whole.view(math.prod(raw.shape[:-1]), -1) if whole.numel() else whole
+    for start, piece in decode_chunks(raw, kind):
+        matrix[start : start + piece.shape[0]] = piece
+    return whole

@@ -1,0 +1,60 @@
+"""Paged attention as its definition reads: every query alone, over the keys it may see.
+
+Knows nothing of batching or masks.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sagellm_protocol.backend import AttentionBatch
+
+from sagellm_backend.paged import PagedKV
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cache: PagedKV,
+    layer: int,
+    batch: AttentionBatch,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Write this step's keys and values, then attend causally.
+
+    Args:
+        q: ``[T, Hq, D]``.
+        k: ``[T, Hkv, D]``.
+        v: ``[T, Hkv, Dv]``.
+        cache: Written in place.
+        layer: Which of its layers.
+        batch: Who attends to what.
+        scale: Multiplies the scores.
+        softcap: Bounds the scores by ``softcap * tanh(score / softcap)``.
+
+    Returns:
+        ``[T, Hq, Dv]`` in ``q``'s dtype.
+    """
+    keys, values = cache.keys(layer), cache.values(layer)
+    window = cache.specs[layer].window
+    tables = batch.block_tables[cache.groups[layer]]
+    repeat = q.shape[1] // k.shape[1]
+    outputs = []
+    token = 0
+    for new, total, table in zip(batch.query_lens, batch.context_lens, tables, strict=True):
+        slots = [table[i // cache.block_size] * cache.block_size + i % cache.block_size for i in range(total)]
+        keys[slots[total - new :]] = k[token : token + new].to(cache.dtype)
+        values[slots[total - new :]] = v[token : token + new].to(cache.dtype)
+        for position in range(total - new, total):
+            first = 0 if window is None else max(0, position + 1 - window)
+            seen = slots[first : position + 1]
+            seen_keys = keys[seen].float().repeat_interleave(repeat, dim=1)  # [n, Hq, D]
+            seen_values = values[seen].float().repeat_interleave(repeat, dim=1)  # [n, Hq, Dv]
+            scores = torch.einsum("hd,nhd->hn", q[token].float(), seen_keys) * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            outputs.append(torch.einsum("hn,nhd->hd", torch.softmax(scores, dim=-1), seen_values).to(q.dtype))
+            token += 1
+    return torch.stack(outputs) if outputs else q.new_empty(0, q.shape[1], v.shape[2])
