@@ -1,0 +1,7 @@
+"""One module a family of routes; each offers ``router``, and this is their table."""
+
+from __future__ import annotations
+
+from . import chat, completions, embeddings, health, metrics, models
+
+ROUTERS = (chat.router, completions.router, embeddings.router, models.router, health.router, metrics.router)

@@ -1,0 +1,92 @@
+"""What routes share: reading a JSON body, answering JSON, serving a stream, wording errors in the API's names.
+
+Knows nothing of any one route.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from fastapi import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sagellm_gateway.errors import public
+from sagellm_gateway.gateway import Gateway
+from sagellm_gateway.lifecycle import ClientGoneError
+from sagellm_gateway.openai.body import Body
+from sagellm_gateway.stream import EventStream, EventWriter
+from sagellm_protocol import SageLLMError
+
+T = TypeVar("T")
+
+
+async def json_body(request: Request) -> bytes:
+    """The bytes of a body that says it is JSON, or says nothing of itself.
+
+    Raises:
+        HTTPException: 415 for another kind.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise HTTPException(415, f"Content-Type is {kind[:80]!r}; send application/json")
+    return await request.body()
+
+
+def answer(value: Any) -> Response:
+    """A JSON answer."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # Text of an engine may hold half a surrogate pair, which UTF-8 cannot write.
+    return Response(text.encode("utf-8", "replace"), media_type="application/json")
+
+
+async def attended(
+    gateway: Gateway, request: Request, work: Coroutine[Any, Any, T], say: Callable[[T], Any]
+) -> Response:
+    """Answer with what ``work`` comes to; a caller that leaves cancels it.
+
+    Args:
+        gateway: Who serves.
+        request: Its body has been read.
+        work: What is done.
+        say: Its result as JSON.
+    """
+    try:
+        return answer(say(await gateway.lifecycle.attend(work, request.receive)))
+    except ClientGoneError:
+        # Nobody reads this; it only lets the count of answers say what happened.
+        return Response(status_code=499)
+
+
+def event_stream(gateway: Gateway, produce: Callable[[EventWriter], Awaitable[None]]) -> EventStream:
+    """Answer with a stream of events."""
+    settings = gateway.settings
+    return EventStream(
+        produce, gateway.lifecycle, keep_alive_s=settings.sse_keep_alive_s, stall_s=settings.stall_timeout_s
+    )
+
+
+@contextmanager
+def worded(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors pass in the API's names.
+
+    Args:
+        names: API name of each contract field that is named otherwise.
+    """
+    try:
+        yield
+    except SageLLMError as error:
+        raise public(error, names) from error
+
+
+def takes(kind: type[Body]) -> dict[str, Any]:
+    """What the API description says of a route whose body is read by hand."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}},
+        }
+    }

@@ -1,0 +1,147 @@
+"""A response of server-sent events: headers with the first byte, signs of life in silence, an end for stalled readers.
+
+Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sagellm_protocol import SageLLMError
+
+from .errors import error_body
+from .lifecycle import ClientGoneError, Lifecycle
+
+_START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        # Proxies that buffer would hold tokens back.
+        (b"x-accel-buffering", b"no"),
+    ],
+}
+_SIGN_OF_LIFE = b": keep-alive\n\n"
+
+
+class EventWriter:
+    """Writes events to one reader. Nothing is queued: a write returns once the connection has room for more.
+
+    Args:
+        send: The ASGI channel.
+        keep_alive_s: Seconds of silence after which to show a sign of life.
+        stall_s: Seconds that one write may take.
+    """
+
+    def __init__(self, send: Send, keep_alive_s: float, stall_s: float) -> None:
+        self._send = send
+        self._keep_alive_s = keep_alive_s
+        self._stall_s = stall_s
+        self._lock = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._writing_since: float | None = None
+        self.started = False
+        """Whether the status line is out, after which errors can only be events."""
+
+    async def write(self, data: bytes) -> None:
+        """Write whole events."""
+        async with self._lock:
+            self._writing_since = self._loop.time()
+            if not self.started:
+                self.started = True
+                await self._send(dict(_START))
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._last = self._loop.time()
+            self._writing_since = None
+
+    async def close(self) -> None:
+        """End the response."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Show signs of life while the body runs, and end it with ``ClientGoneError`` when the reader stalls."""
+        writing = asyncio.current_task()
+        assert writing is not None
+        watch = asyncio.ensure_future(self._watch())
+        watch.add_done_callback(lambda done: None if done.cancelled() else writing.cancel())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if watch.done() and not watch.cancelled():
+                watch.result()
+                raise ClientGoneError from None
+            raise
+        finally:
+            watch.cancel()
+
+    async def _watch(self) -> None:
+        """Return once the reader has stalled."""
+        while True:
+            now = self._loop.time()
+            since = self._writing_since
+            due = self._last + self._keep_alive_s if since is None else since + self._stall_s
+            if now < due:
+                await asyncio.sleep(due - now)
+            elif since is not None:
+                return
+            else:
+                try:
+                    await asyncio.wait_for(self.write(_SIGN_OF_LIFE), self._stall_s)
+                except asyncio.TimeoutError:
+                    return
+
+
+class EventStream(Response):
+    """Answers with the events that ``produce`` writes.
+
+    An error before the first byte is raised, and so becomes an HTTP error; one after it is written as the last event,
+    and nothing pretends that the answer was complete.
+
+    Args:
+        produce: Writes all events; raises ``SageLLMError``.
+        lifecycle: Ends the stream when the caller goes away or the gateway stops.
+        keep_alive_s: As for :class:`EventWriter`.
+        stall_s: As for :class:`EventWriter`.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        produce: Callable[[EventWriter], Awaitable[None]],
+        lifecycle: Lifecycle,
+        *,
+        keep_alive_s: float,
+        stall_s: float,
+    ) -> None:
+        super().__init__()
+        self._produce = produce
+        self._lifecycle = lifecycle
+        self._keep_alive_s = keep_alive_s
+        self._stall_s = stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        writer = EventWriter(send, self._keep_alive_s, self._stall_s)
+        try:
+            await self._lifecycle.attend(self._write(writer), receive)
+        except ClientGoneError:
+            return
+        except SageLLMError as error:
+            if not writer.started:
+                raise
+            await writer.write(f"data: {json.dumps(error_body(error))}\n\n".encode())
+        await writer.close()
+
+    async def _write(self, writer: EventWriter) -> None:
+        async with writer.watched():
+            await self._produce(writer)
