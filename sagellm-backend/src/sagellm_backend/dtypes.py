@@ -57,7 +57,9 @@ def host_tensor(values: Sequence[int] | Sequence[float] | Buffer, dtype: torch.d
 
 def bytes_tensor(data: Buffer) -> torch.Tensor:
     """A copy of a buffer's bytes, ``[n]`` uint8; the buffer may be read-only."""
-    return torch.from_numpy(byte_array(data).copy())
+    held = byte_array(data)
+    # torch gives a view of an empty array strides that it then refuses to view as another type.
+    return torch.from_numpy(held.copy()) if held.size else torch.empty(0, dtype=torch.uint8)
 
 
 def byte_array(data: Buffer) -> np.ndarray[Any, np.dtype[np.uint8]]:
