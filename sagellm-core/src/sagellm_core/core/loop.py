@@ -13,7 +13,7 @@ from itertools import count
 
 import msgspec
 
-from sagellm_core.executor.base import CacheLayout, Executor
+from sagellm_core.executor.base import CacheLayout, Executor, ModelInfo
 from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.blocks import root_hash
 
@@ -94,14 +94,20 @@ class EngineCore:
         self._requests: dict[int, _Request] = {}
         self._by_ticket: dict[tuple[Hashable, int], int] = {}
         self._peak_memory = PeakMemory()
+        self._stalled = False
         self._failures = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
 
     @property
+    def info(self) -> ModelInfo:
+        """The model that is loaded."""
+        return self._executor.info
+
+    @property
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
-        return bool(self._requests)
+        return bool(self._requests) and not self._stalled
 
     def add(self, request: CoreRequest, origin: Hashable = None) -> None:
         """Take a request in; it is waiting from now on.
@@ -140,6 +146,7 @@ class EngineCore:
         self._requests[number] = _Request(origin, request.ticket, sequences, len(sequences))
         self._by_ticket[origin, request.ticket] = number
         self._prompt_tokens += length
+        self._stalled = False
         for sequence in sequences:
             self._scheduler.add(sequence)
 
@@ -165,6 +172,7 @@ class EngineCore:
         outputs: Outputs = {}
         step = self._scheduler.schedule()
         if step is None:
+            self._stalled = True  # until something leaves or arrives
             return outputs
         self._note_times(step)
         for sequence in step.ended:
@@ -258,6 +266,7 @@ class EngineCore:
         """Let a sequence go, in whatever state it is, and report how it ended."""
         request = self._requests[sequence.request]
         self._scheduler.leave(sequence)
+        self._stalled = False
         if sequence.times.preempted is not None:
             sequence.times.evicted_s += time.monotonic() - sequence.times.preempted
         output = output or CoreOutput(request.ticket, sequence.index)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,16 @@ class PromptRenderer:
             block_size=self.block_size,
             block_hashes=block_hashes(root, ids, self.block_size),
         )
+
+    def check(self, request: Request, token_ids: Sequence[int]) -> None:
+        """Refuse a prompt rendered elsewhere for what :meth:`render_now` would have refused.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` for ids beyond the vocabulary; ``CONTEXT_LENGTH_EXCEEDED``.
+        """
+        self._check_sampling_ids(request)
+        self._check_ids(token_ids, "prompt_token_ids")
+        self._check_length(request, len(token_ids))
 
     def _prompt(self, request: Request) -> tuple[str | None, list[int]]:
         if request.prompt_token_ids is not None:

@@ -1,0 +1,442 @@
+"""The engine as the rest of the world sees it: takes requests, talks to a core wherever it runs, answers with events.
+
+Knows text and the core's messages; nothing of models, devices or scheduling. Imports neither torch nor what does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+
+import msgspec
+
+from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
+from sagellm_core.tokenizer import Tokenizer, load_tokenizer
+from sagellm_core.transport.base import CoreClient
+from sagellm_core.transport.messages import Abort, Add, CoreMessage, Outputs, Ping, Pong, Ready
+from sagellm_protocol import features
+from sagellm_protocol.devices import DeviceInfo
+from sagellm_protocol.engine import EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+from sagellm_protocol.events import ErrorEvent, StreamEvent, is_terminal
+from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding
+from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
+from sagellm_protocol.responses import EmbedResponse, ScoreResponse
+
+from .job import Job
+from .renderer import PromptRenderer
+from .sampling import choice_seeds, resolve_sampling
+
+logger = logging.getLogger(__name__)
+
+FEATURES = frozenset(
+    {
+        *(features.GENERATE, features.LOGPROBS, features.PROMPT_LOGPROBS, features.LOGIT_BIAS),
+        *(features.ALLOWED_TOKEN_IDS, features.BAD_WORDS, features.ECHO, features.CACHE_SALT),
+    }
+)
+STATS_WAIT_S = 0.25
+"""How long statistics wait for a core that is in the middle of a step, before the last ones known are given."""
+
+
+class FrontEngine:
+    """One model behind one core; implements :class:`sagellm_protocol.interfaces.Engine`.
+
+    Belongs to the event loop it was started on.
+
+    Args:
+        spec: What was asked for.
+        locate: Finds a model on this host by name and revision, fetching it if need be; called in a thread.
+        connect: Makes the way to a core of that model.
+        engine_id: Its id; made up when absent.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        locate: Callable[[str, str | None], Path],
+        connect: Callable[[EngineSpec, Path], CoreClient],
+        engine_id: str | None = None,
+    ) -> None:
+        self._spec = spec
+        self._locate = locate
+        self._connect = connect
+        self._engine_id = engine_id or f"sagellm-{uuid.uuid4().hex[:12]}"
+        self._state = EngineState.STARTING
+        self._error: str | None = None
+        self._version = metadata.version("isagellm-core")
+        self._features: frozenset[str] = frozenset()
+        self._core: Ready | None = None
+        self._client: CoreClient | None = None
+        self._renderer: PromptRenderer | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._jobs: dict[int, Job] = {}
+        self._by_id: dict[str, Job] = {}
+        self._claimed: set[str] = set()  # ids of requests that are being rendered
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tickets = count()
+        self._random = random.Random(spec.seed)
+        self._ended = dict.fromkeys(RequestEnding, 0)
+        self._heard_s: float | None = None
+        self._stats: CoreStats | None = None
+        self._pings: dict[int, asyncio.Future[CoreStats]] = {}
+        self._ping_numbers = count()
+
+    # -- what it says of itself ---------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it says of itself now."""
+        core = self._core
+        return EngineInfo(
+            engine_id=self._engine_id,
+            engine=self._spec.engine,
+            version=self._version,
+            model=self._spec.model,
+            model_key=None if core is None else core.model_key,
+            served_names=self._spec.names,
+            state=self._state,
+            error=self._error,
+            capabilities=EngineCapabilities()
+            if core is None
+            else _capabilities(core, self._features, self._spec.quantization),
+            device=None if core is None else DeviceInfo.model_validate_json(core.device),
+        )
+
+    @property
+    def renderer(self) -> PromptRenderer:
+        """Renders prompts for its model.
+
+        Raises:
+            SageLLMError: ``UNAVAILABLE`` before the engine has started.
+        """
+        if self._renderer is None:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, f"the engine has not started; it is {self._state.value}")
+        return self._renderer
+
+    async def stats(self) -> EngineStats:
+        """Load and counters; as the core answers, or as last known where it does not answer at once."""
+        if self._state in (EngineState.READY, EngineState.DRAINING):
+            await self._ask_stats()
+        alive = self._heard_s is not None and self._state in (EngineState.READY, EngineState.DRAINING)
+        known = {} if self._stats is None else msgspec.structs.asdict(self._stats)
+        return EngineStats(
+            state=self._state,
+            heartbeat_age_s=time.monotonic() - self._heard_s if alive and self._heard_s is not None else None,
+            completed=self._ended[RequestEnding.COMPLETED],
+            failed=self._ended[RequestEnding.FAILED],
+            cancelled=self._ended[RequestEnding.CANCELLED],
+            expired=self._ended[RequestEnding.EXPIRED],
+            refused=self._ended[RequestEnding.REFUSED],
+            **known,
+        )
+
+    def logs(self, lines: int = 100) -> Sequence[str]:
+        """The last lines its core wrote, where they are kept apart."""
+        return () if self._client is None else self._client.logs(lines)
+
+    # -- its life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load, and return once requests can be served.
+
+        Raises:
+            SageLLMError: With the root cause and its fix.
+        """
+        if self._state is EngineState.READY:
+            return
+        if self._starting is not None or self._state is EngineState.DRAINING:
+            raise SageLLMError(ErrorCode.CONFLICT, f"the engine cannot be started: it is {self._state.value}")
+        self._state, self._error = EngineState.STARTING, None
+        self._starting = asyncio.ensure_future(self._load())
+        try:
+            await self._starting
+        except asyncio.CancelledError:
+            stopped = self._starting.cancelled() and self._state is EngineState.STOPPED
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+            self._state = EngineState.STOPPED
+            if stopped:
+                raise SageLLMError(ErrorCode.UNAVAILABLE, "the engine was stopped while it started") from None
+            raise
+        except SageLLMError as error:
+            self._state, self._error = EngineState.ERROR, error.message
+            raise
+        except Exception as error:
+            self._state, self._error = EngineState.ERROR, f"{type(error).__name__}: {error}"
+            raise SageLLMError(ErrorCode.INTERNAL, f"the engine could not start: {self._error}") from error
+        finally:
+            self._starting = None
+        self._state = EngineState.READY
+
+    async def drain(self) -> None:
+        """Take nothing new; return once nothing is in flight."""
+        if self._state is EngineState.READY:
+            self._state = EngineState.DRAINING
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """End what is in flight as cancelled, and the core with it."""
+        self._state = EngineState.STOPPED
+        self._fail_all(SageLLMError(ErrorCode.CANCELLED, "the engine was stopped"))
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        client, self._client = self._client, None
+        if client is not None:
+            await client.stop()
+
+    async def _load(self) -> None:
+        spec = self._spec
+        if self._client is not None:  # of a core that died
+            await self._client.stop()
+        path = await asyncio.to_thread(self._locate, spec.model, spec.revision)
+        self._client = self._connect(spec, path)
+        tokenizer = asyncio.ensure_future(asyncio.to_thread(self._load_tokenizer, path))
+        core = asyncio.ensure_future(self._client.start(self._take, self._lose))
+        try:
+            await asyncio.wait([tokenizer, core], return_when=asyncio.FIRST_EXCEPTION)
+            if tokenizer.done():
+                tokenizer.result()
+            ready = await core
+            self._renderer = PromptRenderer(
+                tokenizer=await tokenizer,
+                model_key=ready.model_key,
+                vocab_size=ready.vocab_size,
+                max_model_len=ready.max_model_len,
+                block_size=ready.block_size,
+            )
+            chat = {features.CHAT} if self._renderer.tokenizer.chat.sources else set()
+            self._features = FEATURES | chat
+            self._core, self._heard_s = ready, time.monotonic()
+        except BaseException:
+            core.cancel()
+            await asyncio.wait([core, tokenizer])
+            for task in (core, tokenizer):
+                if not task.cancelled():
+                    task.exception()  # one of the two is being raised; the other is not news
+            client, self._client = self._client, None
+            await client.stop()
+            raise
+
+    def _load_tokenizer(self, path: Path) -> Tokenizer:
+        spec = self._spec
+        place = path if spec.tokenizer is None else self._locate(spec.tokenizer, None)
+        return load_tokenizer(place, chat_template=spec.chat_template)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    async def generate(
+        self, request: Request, prompt: RenderedPrompt | None = None
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Work on a request; closing the iterator early aborts it."""
+        try:
+            job = await self._accept(request, prompt)
+        except SageLLMError as error:
+            self._ended[RequestEnding.REFUSED] += 1
+            yield ErrorEvent(request_id=request.request_id, error=error.info())
+            return
+        try:
+            while True:
+                for event in await job.next_events():
+                    yield event
+                    if is_terminal(event):
+                        return
+        finally:
+            if job.outcome is None:
+                job.abandon()
+                self._leave(job)
+
+    async def abort(self, request_id: str) -> bool:
+        """End a request as cancelled; its blocks are free by the end of the step that is under way."""
+        job = self._by_id.get(request_id)
+        if job is None:
+            return False
+        self._fail(job, SageLLMError(ErrorCode.CANCELLED, "the request was aborted"))
+        return True
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        """Refused: this engine's models generate.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED``.
+        """
+        self._refuse(request)
+        raise SageLLMError(ErrorCode.UNSUPPORTED, f"model {request.model!r} makes no embeddings", "model")
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Refused: this engine's models generate.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED``.
+        """
+        self._refuse(request)
+        raise SageLLMError(ErrorCode.UNSUPPORTED, f"model {request.model!r} does not score", "model")
+
+    def _refuse(self, request: Request | EmbedRequest | ScoreRequest) -> None:
+        """Raise for what cannot be served now, or not here."""
+        if self._state is not EngineState.READY:
+            reason = f": {self._error}" if self._error else ""
+            raise SageLLMError(ErrorCode.UNAVAILABLE, f"the engine is {self._state.value}{reason}")
+        if request.model not in self._spec.names:
+            raise SageLLMError(
+                ErrorCode.MODEL_NOT_FOUND,
+                f"no model {request.model!r} here; this engine serves {', '.join(self._spec.names)}",
+                "model",
+            )
+        features.refuse_unknown(request, self._features)
+
+    async def _accept(self, request: Request, prompt: RenderedPrompt | None) -> Job:
+        queued_s = time.monotonic()
+        self._refuse(request)
+        request_id = request.request_id
+        if request_id in self._by_id or request_id in self._claimed:
+            raise SageLLMError(ErrorCode.CONFLICT, f"a request with id {request_id!r} is in flight", "request_id")
+        self._claimed.add(request_id)
+        try:
+            if prompt is None:
+                prompt = await self.renderer.render(request)
+            else:
+                self.renderer.check(request, prompt.token_ids)
+            if self._state is not EngineState.READY:  # it may have changed meanwhile
+                self._refuse(request)
+            return self._submit(request, prompt, queued_s)
+        finally:
+            self._claimed.discard(request_id)
+
+    def _submit(self, request: Request, prompt: RenderedPrompt, queued_s: float) -> Job:
+        core, client, params = self._core, self._client, request.sampling
+        assert core is not None
+        assert client is not None
+        tokenizer = self.renderer.tokenizer
+        sampling = resolve_sampling(params, tokenizer, core.eos_token_ids)
+        seed = self._random.getrandbits(64) if params.seed is None else params.seed
+        left_s = self._time_left(request, queued_s)
+        job = Job(request, prompt, tokenizer, next(self._tickets), queued_s)
+        if left_s is not None:
+            job.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, job)
+        self._jobs[job.ticket] = self._by_id[request.request_id] = job
+        self._idle.clear()
+        client.send(
+            Add(
+                CoreRequest(
+                    ticket=job.ticket,
+                    prompt=list(prompt.token_ids),
+                    seeds=choice_seeds(seed, params.n),
+                    max_tokens=params.max_tokens or core.max_model_len,
+                    sampling=sampling,
+                    priority=request.priority,
+                    cache_salt=request.cache_salt,
+                )
+            )
+        )
+        return job
+
+    def _time_left(self, request: Request, queued_s: float) -> float | None:
+        if request.slo is None or request.slo.deadline_ms is None:
+            return None
+        left_s = request.slo.deadline_ms / 1e3 - (time.monotonic() - queued_s)
+        if left_s <= 0:
+            raise _expired(request)
+        return left_s
+
+    # -- what the core sends ------------------------------------------------------------------------------------------
+
+    def _take(self, message: CoreMessage) -> None:
+        self._heard_s = time.monotonic()
+        if isinstance(message, Outputs):
+            for output in message.outputs:
+                self._take_output(output)
+        elif isinstance(message, Pong):
+            self._stats = message.stats
+            waiting = self._pings.pop(message.number, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message.stats)
+
+    def _take_output(self, output: CoreOutput) -> None:
+        job = self._jobs.get(output.ticket)
+        if job is None:  # it was aborted, and this crossed the abort on its way
+            return
+        try:
+            enough = job.take(output)
+        except Exception as error:
+            logger.exception("cannot make events of request %s", job.request.request_id)
+            self._fail(job, SageLLMError(ErrorCode.INTERNAL, f"the output cannot be told: {error}"))
+            return
+        if job.outcome is not None:
+            self._forget(job)
+        elif enough and self._client is not None:
+            self._client.send(Abort(job.ticket, output.index))
+
+    def _lose(self, reason: str) -> None:
+        self._state, self._error = EngineState.ERROR, reason
+        logger.error("%s", reason)
+        self._fail_all(SageLLMError(ErrorCode.ENGINE_FAILED, reason))
+        for waiting in self._pings.values():
+            waiting.cancel()
+        self._pings.clear()
+
+    async def _ask_stats(self) -> None:
+        assert self._client is not None
+        number = next(self._ping_numbers)
+        answer = self._pings[number] = asyncio.get_running_loop().create_future()
+        self._client.send(Ping(number))
+        await asyncio.wait([answer], timeout=STATS_WAIT_S)
+        self._pings.pop(number, None)
+
+    # -- endings ------------------------------------------------------------------------------------------------------
+
+    def _expire(self, job: Job) -> None:
+        self._fail(job, _expired(job.request))
+
+    def _fail(self, job: Job, error: SageLLMError) -> None:
+        job.fail(error)
+        self._leave(job)
+
+    def _fail_all(self, error: SageLLMError) -> None:
+        for job in list(self._jobs.values()):
+            self._fail(job, error)
+
+    def _leave(self, job: Job) -> None:
+        """Have the core forget a job that ended here before it did there."""
+        if self._client is not None and self._state is not EngineState.ERROR:
+            self._client.send(Abort(job.ticket))
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        if self._jobs.pop(job.ticket, None) is None:
+            return
+        assert job.outcome is not None
+        self._ended[job.outcome] += 1
+        del self._by_id[job.request.request_id]
+        if not self._jobs:
+            self._idle.set()
+
+
+def _capabilities(core: Ready, offered: frozenset[str], quantization: str | None) -> EngineCapabilities:
+    return EngineCapabilities(
+        features=offered,
+        max_model_len=core.max_model_len,
+        max_num_seqs=core.max_num_seqs,
+        max_num_batched_tokens=core.max_num_batched_tokens,
+        vocab_size=core.vocab_size,
+        block_size=core.block_size,
+        total_blocks=core.total_blocks,
+        dtype=core.dtype,
+        quantization=quantization,
+    )
+
+
+def _expired(request: Request) -> SageLLMError:
+    assert request.slo is not None
+    return SageLLMError(
+        ErrorCode.DEADLINE_EXCEEDED, f"the request did not end within its deadline of {request.slo.deadline_ms:g} ms"
+    )

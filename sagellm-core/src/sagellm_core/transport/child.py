@@ -1,0 +1,81 @@
+"""The core's own process: ``python -m sagellm_core.transport.child``, started by :mod:`.process` alone.
+
+What it shall run is the first line of its standard input. That pipe is also its lifeline: when it closes, the parent is
+gone, and the process ends. Signals that a terminal or a service manager sends to a whole group are the parent's to act
+on: it drains, then stops its core.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+PARENT_GONE = 75
+"""Exit code when the parent has gone; nobody is left to read it but a person looking."""
+FAILED = 1
+LOOK_S = 1.0
+LINGER_S = 2.0
+
+
+def main() -> int:
+    """Serve one core until told to stop; the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    task = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="lifeline", daemon=True).start()
+    sys.path[:] = task["path"]
+    logging.basicConfig(level=task["log_level"], format="%(levelname)s %(name)s: %(message)s")
+    return _serve(task)
+
+
+def _end_with_parent(parent: int) -> None:
+    # A forked sibling may hold the pipe's other end open, so the parent's id is looked at as well.
+    while os.getppid() == parent:
+        if select.select([sys.stdin], [], [], LOOK_S)[0] and not os.read(sys.stdin.fileno(), 4096):
+            break
+    os._exit(PARENT_GONE)
+
+
+def _serve(task: dict[str, str]) -> int:
+    # Imported here, once signals are set and the path is the parent's.
+    import zmq
+
+    from sagellm_protocol.engine import EngineSpec
+
+    from .failure import failure_of
+    from .messages import Failed
+    from .serve import serve
+    from .zeromq import RouterChannel
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    channel = RouterChannel(context, task["address"])
+    try:
+        module, _, name = task["factory"].partition(":")
+        factory = getattr(import_module(module), name)
+        core = factory(EngineSpec.model_validate_json(task["spec"]), Path(task["model"]))
+        try:
+            serve(core, channel)
+        finally:
+            core.stop()
+        code = 0
+    except Exception as error:  # noqa: BLE001 - reported to the front, and the process ends
+        failure: Failed = failure_of(error)
+        if failure.code == "internal":
+            traceback.print_exc()
+        channel.tell_all(failure, LINGER_S)
+        code = FAILED
+    channel.close(LINGER_S)
+    context.term()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

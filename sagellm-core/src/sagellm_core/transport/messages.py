@@ -1,0 +1,99 @@
+"""The messages between fronts and a core, as MessagePack where they leave the process.
+
+Both ends are of one version and one host: a front starts its core. Knows nothing of sockets.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """A front is there; answered by :class:`Ready` once the core is, or :class:`Failed`."""
+
+
+class Add(msgspec.Struct, frozen=True, tag=True):
+    """Work on a request."""
+
+    request: CoreRequest
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """End a request, or one continuation of it; answered by the ending of each that was still going on."""
+
+    ticket: int
+    index: int | None = None
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Ask for statistics; everything sent before has been acted on when the answer is made."""
+
+    number: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Leave everything and end."""
+
+
+FrontMessage = Hello | Add | Abort | Ping | Stop
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The core has loaded its model.
+
+    Attributes:
+        architecture: Class name of the model's reference implementation.
+        model_key: Identity of the weights.
+        vocab_size: Token ids are below this.
+        eos_token_ids: Tokens that end an answer.
+        dtype: Type that is computed in.
+        device: The protocol's ``DeviceInfo``, as JSON.
+        max_model_len, max_num_seqs, max_num_batched_tokens, block_size: As settled.
+        total_blocks: Blocks of all groups.
+    """
+
+    architecture: str
+    model_key: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    dtype: str
+    device: bytes
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    total_blocks: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The core ends: it could not start, or cannot go on. Fields as in the protocol's ``ErrorInfo``."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """All that one step, or one abort, brought to one front."""
+
+    outputs: list[CoreOutput]
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a :class:`Ping`."""
+
+    number: int
+    stats: CoreStats
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """The core is alive. Sent when nothing else was for a while."""
+
+
+CoreMessage = Ready | Failed | Outputs | Pong | Heartbeat
+
+encode = msgspec.msgpack.Encoder().encode
+decode_front = msgspec.msgpack.Decoder(FrontMessage).decode
+decode_core = msgspec.msgpack.Decoder(CoreMessage).decode

@@ -1,0 +1,98 @@
+"""The core's life: take in what fronts sent, step, send what it brought; blocked while there is nothing to do.
+
+The same wherever the core runs. Knows no particular transport.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+
+from sagellm_core.core.loop import EngineCore, Outputs as StepOutputs
+from sagellm_core.core.request import CoreOutput, CoreRequest, Ending
+from sagellm_core.core.sequence import Finish
+
+from .base import Channel
+from .messages import Abort, Add, FrontMessage, Heartbeat, Hello, Outputs, Ping, Pong, Ready, Stop
+
+HEARTBEAT_S = 1.0
+"""A front hears something at least this often, as long as steps are shorter."""
+
+
+def serve(core: EngineCore, channel: Channel) -> None:
+    """Serve until a front says :class:`~.messages.Stop`.
+
+    Raises:
+        CoreBroken: The executor fails whatever it is given.
+    """
+    _Service(core, channel).run()
+
+
+class _Service:
+    def __init__(self, core: EngineCore, channel: Channel) -> None:
+        self._core = core
+        self._channel = channel
+        self._ready = _ready(core)
+        self._heard: dict[Hashable, float] = {}  # when each front was last sent something
+
+    def run(self) -> None:
+        while True:
+            timeout_s = 0.0 if self._core.has_work else HEARTBEAT_S
+            for front, message in self._channel.receive(timeout_s):
+                if isinstance(message, Stop):
+                    return
+                self._handle(front, message)
+            if self._core.has_work:
+                self._send_all(self._core.step())
+            self._beat()
+
+    def _handle(self, front: Hashable, message: FrontMessage) -> None:
+        if isinstance(message, Add):
+            try:
+                self._core.add(message.request, front)
+            except ValueError as error:
+                self._send_all({front: _refusal(message.request, str(error))})
+        elif isinstance(message, Abort):
+            self._send_all(self._core.abort(front, message.ticket, message.index))
+        elif isinstance(message, Ping):
+            self._heard[front] = time.monotonic()
+            self._channel.send(front, Pong(message.number, self._core.stats()))
+        elif isinstance(message, Hello):
+            self._heard[front] = time.monotonic()
+            self._channel.send(front, self._ready)
+
+    def _send_all(self, outputs: StepOutputs) -> None:
+        if outputs:
+            now = time.monotonic()
+            for front, produced in outputs.items():
+                self._heard[front] = now
+                self._channel.send(front, Outputs(produced))
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        for front, heard in self._heard.items():
+            if now - heard >= HEARTBEAT_S:
+                self._heard[front] = now
+                self._channel.send(front, Heartbeat())
+
+
+def _refusal(request: CoreRequest, message: str) -> list[CoreOutput]:
+    ending = Ending(Finish.FAILED, None, message, 0, 0.0, 0, 0, None)
+    return [CoreOutput(request.ticket, index, ending=ending) for index in range(len(request.seeds))]
+
+
+def _ready(core: EngineCore) -> Ready:
+    info, limits = core.info, core.limits
+    return Ready(
+        architecture=info.architecture,
+        model_key=info.model_key,
+        vocab_size=info.vocab_size,
+        eos_token_ids=list(info.eos_token_ids),
+        dtype=info.dtype.value,
+        device=info.device.to_wire(),
+        max_model_len=limits.max_model_len,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        block_size=limits.block_size,
+        total_blocks=core.stats().total_blocks,
+    )
