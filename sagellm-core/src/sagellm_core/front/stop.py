@@ -27,8 +27,8 @@ class Found:
 class StopMatcher:
     """Looks for stop strings in one choice's text.
 
-    Each stop string is followed by its own Knuth-Morris-Pratt automaton, so that the cost of a character does not depend
-    on how long the strings are, or on how the text repeats itself.
+    Each stop string is followed by its own Knuth-Morris-Pratt automaton, so that a character costs the same however
+    long the strings are and however the text repeats itself.
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
