@@ -28,6 +28,14 @@ CACHE_SALT = "cache_salt"
 KV_TRANSFER = "kv_transfer"
 DIMENSIONS = "dimensions"
 
+ALL = frozenset(
+    {
+        *(GENERATE, EMBED, SCORE, CHAT, TOOLS, STRUCTURED_OUTPUT, LOGPROBS, PROMPT_LOGPROBS, LOGIT_BIAS),
+        *(ALLOWED_TOKEN_IDS, BAD_WORDS, ECHO, ADAPTER, CACHE_SALT, KV_TRANSFER, DIMENSIONS),
+    }
+)
+"""Every feature this version has a name for."""
+
 # How each feature shows in a request, beside the field that a refusal names.
 _IN_REQUEST = (
     (CHAT, "messages", lambda r: r.messages is not None),

@@ -181,10 +181,12 @@ class RequestEnding(str, Enum):
 
     @classmethod
     def of(cls, code: ErrorCode) -> RequestEnding:
-        """The ending of a request that was accepted and then failed with ``code``."""
+        """The ending of a request that was accepted and whose terminal event is an error with ``code``."""
         if code is ErrorCode.CANCELLED:
             return cls.CANCELLED
-        return cls.EXPIRED if code is ErrorCode.DEADLINE_EXCEEDED else cls.FAILED
+        if code is ErrorCode.DEADLINE_EXCEEDED:
+            return cls.EXPIRED
+        return cls.REFUSED if code.http_status < 500 else cls.FAILED
 
 
 class ModelInfo(Report):
@@ -248,8 +250,10 @@ class ControlPlane(Protocol):
     def submit(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """Serve a generation request; events as :mod:`sagellm_protocol.events` orders them.
 
-        Everything that goes wrong comes as the terminal event. The request's id is a caller's; the plane mints the ids that
-        engines see. Closing the iterator early cancels the request.
+        Everything that goes wrong comes as the terminal event: ``MODEL_NOT_FOUND`` when no engine serves the model,
+        ``UNAVAILABLE`` when none of those that do takes requests now. The request's id is a caller's, and stands in every
+        event; the plane mints the ids that engines see. Closing the iterator early cancels the request. How it ended is
+        counted by the time its terminal event can be read.
         """
         ...
 

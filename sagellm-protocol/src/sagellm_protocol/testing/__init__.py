@@ -9,17 +9,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .check import check_stream, read_all
     from .clock import Clock, VirtualClock, WallClock
+    from .fakes import FakeControlPlane, ScriptedEngine
     from .mock_engine import MockEngine
 
 _HOME = {
     "Clock": "clock",
+    "FakeControlPlane": "fakes",
     "MockEngine": "mock_engine",
+    "ScriptedEngine": "fakes",
     "VirtualClock": "clock",
     "WallClock": "clock",
+    "check_stream": "check",
+    "read_all": "check",
 }
 
-__all__ = ["Clock", "MockEngine", "VirtualClock", "WallClock"]
+__all__ = [
+    "Clock",
+    "FakeControlPlane",
+    "MockEngine",
+    "ScriptedEngine",
+    "VirtualClock",
+    "WallClock",
+    "check_stream",
+    "read_all",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,4 +12,4 @@ from __future__ import annotations
 import pytest
 
 # Without this a failing comparison in a suite would not show its values.
-pytest.register_assert_rewrite(f"{__name__}.backend", f"{__name__}.engine", f"{__name__}.control_plane")
+pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in ("backend", "control_plane", "engine", "launcher")))
