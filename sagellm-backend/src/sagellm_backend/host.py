@@ -14,7 +14,17 @@ from pathlib import Path
 from sagellm_protocol.backend import MemoryInfo
 from sagellm_protocol.devices import DeviceInfo
 
-_KERNEL_SETS: tuple[str, ...] = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16")
+_KERNEL_SETS: tuple[str, ...] = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+)
 _KERNEL_SETS += ("avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2")
 _UNLIMITED = 1 << 60
 """Version 1 of cgroups writes a huge number for no limit."""

@@ -1,7 +1,7 @@
 """Sampling over a batch: each row pays only for what it asks.
 
-Every filter is a threshold on the scaled logits, found among the few largest values and applied to the whole row; the draw walks
-token ids in ascending order. Reductions run along one row at widths that only that row decides, so a row's result does not
+Every filter is a bound on the scaled logits, found among the few largest values and applied to the whole row; the draw
+walks token ids in ascending order. Reductions run along one row at widths that only that row decides, so a row's result does not
 depend on its neighbours. Knows nothing of requests or seeds.
 """
 
@@ -76,66 +76,75 @@ def _draw(logits: torch.Tensor, batch: SamplingBatch, rows: Sequence[int]) -> li
     scaled = scaled - scaled.amax(-1, keepdim=True)
     temperatures = torch.tensor([batch.temperature[row] for row in rows])
     scaled.div_(temperatures[:, None])
-    thresholds = _thresholds(scaled, batch, rows)
-    if thresholds is not None:
-        scaled.masked_fill_(scaled < thresholds[:, None], -math.inf)
+    _filter(scaled, batch, rows)
     uniform = torch.tensor([batch.uniform[row] for row in rows], dtype=torch.float64)
-    return _inverse_cdf(scaled.exp_(), uniform).tolist()
+    tokens: list[int] = _inverse_cdf(scaled.exp_(), uniform).tolist()
+    return tokens
 
 
-def _thresholds(scaled: torch.Tensor, batch: SamplingBatch, rows: Sequence[int]) -> torch.Tensor | None:
-    """The smallest scaled logit each row keeps, ``[R]``, or ``None`` when every row keeps all."""
+def _filter(scaled: torch.Tensor, batch: SamplingBatch, rows: Sequence[int]) -> None:
+    """Put what top-k, top-p and min-p drop of scaled logits ``[R, V]`` at minus infinity."""
+    bounds = [math.log(batch.min_p[row]) if batch.min_p[row] > 0 else -math.inf for row in rows]
+    counts: dict[int, int] = {}
+    for place, (bound, count) in _last_kept(scaled, batch, rows).items():
+        if bound >= bounds[place]:
+            bounds[place] = bound
+            counts[place] = count
+    if max(bounds) == -math.inf:
+        return
+    limits = torch.tensor(bounds)[:, None]
+    if counts:
+        left = (scaled >= limits).sum(-1).tolist()
+        for place, count in counts.items():
+            # Among equals the lower ids are kept.
+            equals = (scaled[place] == bounds[place]).nonzero()[:, 0]
+            scaled[place, equals[len(equals) - (left[place] - count) :]] = -math.inf
+    scaled.masked_fill_(scaled < limits, -math.inf)
+
+
+def _last_kept(scaled: torch.Tensor, batch: SamplingBatch, rows: Sequence[int]) -> dict[int, tuple[float, int]]:
+    """By place in ``rows``, of those that top-k or top-p cuts: the smallest scaled logit kept, and how many are."""
     size = scaled.shape[1]
-    thresholds = [-math.inf] * len(rows)
     looks: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
-        if batch.min_p[row] > 0:
-            thresholds[place] = math.log(batch.min_p[row])
         if 0 < batch.top_k[row] < size:
             looks.setdefault(min(size, _width(batch.top_k[row])), []).append(place)
         elif batch.top_p[row] < 1:
             looks.setdefault(min(size, _FIRST_LOOK), []).append(place)
+    found: dict[int, tuple[float, int]] = {}
     while looks:
         width, places = looks.popitem()
         largest = top_values(scaled if len(places) == len(rows) else scaled[places], width)  # [n, width], descending
         for values, place in zip(largest, places, strict=True):
             row = rows[place]
-            found = _threshold(values, scaled[place], batch.top_k[row], batch.top_p[row])
-            if found is None:
+            count = _count_kept(values, scaled[place], batch.top_k[row], batch.top_p[row])
+            if count is None:
                 # The whole of top-p does not lie among these: look further, in the end at everything.
-                looks.setdefault(min(size, width * 16), []).append(place)
+                looks.setdefault(size if width * 16 >= size else width * 16, []).append(place)
             else:
-                thresholds[place] = max(thresholds[place], found)
-    if max(thresholds) == -math.inf:
-        return None
-    return torch.tensor(thresholds)
+                found[place] = values[count - 1].item(), count
+    return found
 
 
 def _width(top_k: int) -> int:
-    """Values looked at for a top-k: a power of two, so that rows of like k share a call and none depends on another's."""
+    """Values looked at for a top-k: a power of two, so that rows of like k share a call and none depends on another."""
     return max(_TILE, 1 << (top_k - 1).bit_length())
 
 
-def _threshold(largest: torch.Tensor, scaled: torch.Tensor, top_k: int, top_p: float) -> float | None:
-    """The smallest value kept of a row, given its ``largest`` in descending order; ``None`` when they do not reach top-p."""
+def _count_kept(largest: torch.Tensor, scaled: torch.Tensor, top_k: int, top_p: float) -> int | None:
+    """How many of a row's ``largest`` values are kept; ``None`` when they do not reach top-p."""
     size = scaled.shape[0]
     limited = 0 < top_k < size
-    bound = largest[top_k - 1].item() if limited else -math.inf
-    if top_p >= 1:
-        return bound
     if limited:
-        # Equals of the last are kept, wherever they are: their number, not their place, decides top-p.
-        weights = largest[:top_k].double().exp()
-        ties = int((scaled == bound).sum()) - int((largest[:top_k] == bound).sum()) if bound > -math.inf else 0
-        total = weights.sum() + ties * math.exp(bound)
-    else:
-        weights = largest.double().exp()
-        total = scaled.exp().sum(dtype=torch.float64)
-    reached = weights.cumsum(-1)
-    kept = int((reached < top_p * total).sum())
-    if kept < len(weights):
-        return float(largest[kept].item())
-    return bound if limited or len(weights) == size else None
+        largest = largest[:top_k]
+    if top_p >= 1:
+        return len(largest)
+    weights = largest.double().exp()
+    total = weights.sum() if limited else scaled.exp().sum(dtype=torch.float64)
+    # A token stays while those before it fall short.
+    before = weights.cumsum(-1) - weights
+    kept = int((before < top_p * total).sum())
+    return kept if limited or kept < len(weights) or len(weights) == size else None
 
 
 def _inverse_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Sampling as its definition reads: one row at a time, in double precision.
 
-Filters are thresholds: tokens as likely as the last one that top-k or top-p keeps are kept too, so that no order among equals
-decides. Knows nothing of requests or seeds.
+Among equally likely tokens the lower id is likelier. Knows nothing of requests or seeds.
 """
 
 from __future__ import annotations
@@ -66,19 +65,15 @@ def _draw(logits: torch.Tensor, batch: SamplingBatch, row: int) -> int:
         return int(logits.argmax())
     # Relative to the largest, a tiny temperature cannot overflow.
     scaled = ((logits - logits.max()) / temperature).double()
-    ordered = scaled.sort(descending=True).values
-    threshold = -math.inf
-    if 0 < batch.top_k[row] < len(ordered):
-        threshold = ordered[batch.top_k[row] - 1].item()
-    if batch.top_p[row] < 1:
-        remainder = ordered[ordered >= threshold]
-        reached = torch.softmax(remainder, dim=-1).cumsum(-1)
-        kept = min(int((reached < batch.top_p[row]).sum()), len(remainder) - 1)
-        threshold = remainder[kept].item()
-    if batch.min_p[row] > 0:
-        threshold = max(threshold, math.log(batch.min_p[row]))
-    probabilities = torch.softmax(scaled.masked_fill(scaled < threshold, -math.inf), dim=-1)
-    reached = probabilities.cumsum(-1)
+    probabilities = torch.softmax(scaled, dim=-1)
+    order = torch.sort(scaled, descending=True, stable=True).indices
+    kept = order[: batch.top_k[row]] if batch.top_k[row] > 0 else order
+    # The smallest set that reaches top-p: a token stays while those before it fall short.
+    shares = probabilities[kept] / probabilities[kept].sum()
+    kept = kept[shares.cumsum(-1) - shares < batch.top_p[row]]
+    kept = kept[probabilities[kept] >= batch.min_p[row] * probabilities.max()]
+    kept = kept[probabilities[kept] > 0].sort().values
+    reached = probabilities[kept].cumsum(-1)
+    place = int((reached <= batch.uniform[row] * reached[-1]).sum())
     # Past the end through rounding, the last possible token is meant.
-    last = int(probabilities.nonzero()[-1])
-    return min(int((reached <= batch.uniform[row] * reached[-1]).sum()), last)
+    return int(kept[min(place, len(kept) - 1)])
