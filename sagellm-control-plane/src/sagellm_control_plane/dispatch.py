@@ -38,6 +38,11 @@ class Dispatcher:
         self.router = router
         self.placed = 0
         """Requests that have an engine."""
+        self.placements = 0
+        """Requests that were ever given one, each time counted."""
+        self.deciding_s = 0.0
+        """Time spent in rounds that gave out at least one."""
+        self.longest_queue = 0
         self._fleet = fleet
         self._clock = clock
         self._rng = rng
@@ -73,8 +78,12 @@ class Dispatcher:
         """Place what can be placed. Call after room was made or an engine became ready."""
         if not self.queue:
             return
+        began, before = self._clock(), self.placements
+        self.longest_queue = max(self.longest_queue, len(self.queue))
         scene = self._scene()
         self.queue.place(scene, self._room, lambda ticket: self._place(ticket, scene))
+        if self.placements > before:
+            self.deciding_s += self._clock() - began
 
     def fleet_changed(self) -> None:
         """Refuse those waiting that no engine can serve any more, and place what can be placed."""
@@ -130,16 +139,23 @@ class Dispatcher:
         if not free:
             return False
         trusted = [member for member in free if not member.suspect] or free
-        preference = self.queue.policy.preference(ticket, scene)
-        router = self._preferred.get(preference, self.router)
-        member = router.choose(ticket, trusted, scene.now, self._rng)
+        member = self._choose(ticket, trusted, scene)
         ticket.member, ticket.stage, ticket.placed_tokens = member, Stage.RUNNING, ticket.prompt_tokens
+        ticket.placed_at, ticket.served_by = scene.now, member.engine_id
         member.tickets[ticket.number] = ticket
         member.emptied.clear()
         member.load.place(ticket.sequences, ticket.placed_tokens, scene.now)
         self.placed += 1
+        self.placements += 1
         ticket.turn.set_result(member)
         return True
+
+    def _choose(self, ticket: Ticket, free: Sequence[Member], scene: Scene) -> Member:
+        for member in free:
+            if member.engine_id == ticket.hints.prefer_engine:
+                return member
+        router = self._preferred.get(self.queue.policy.preference(ticket, scene), self.router)
+        return router.choose(ticket, free, scene.now, self._rng)
 
 
 def why_not(ticket: Ticket, serving: Sequence[Member], names: Sequence[str]) -> SageLLMError:
@@ -154,9 +170,6 @@ def why_not(ticket: Ticket, serving: Sequence[Member], names: Sequence[str]) -> 
     if not serving:
         known = ", ".join(names) or "none, because no engine runs"
         return SageLLMError(ErrorCode.MODEL_NOT_FOUND, f"no model {request.model!r} here; models: {known}", "model")
-    wanted = ticket.hints.engine_id
-    if wanted is not None and wanted not in {member.engine_id for member in serving}:
-        return SageLLMError(ErrorCode.NOT_FOUND, f"engine {wanted!r} does not serve {request.model!r}", "engine_id")
     ready = [member for member in serving if member.ready]
     if ready and not any(ticket.features <= member.capabilities.features for member in ready):
         try:

@@ -149,7 +149,7 @@ class Member:
 
     def could_serve(self, ticket: Ticket) -> bool:
         """Whether it offers what a request needs, room aside. One that has not told yet might."""
-        if self.engine_id in ticket.tried or ticket.hints.engine_id not in (None, self.engine_id):
+        if self.engine_id in ticket.tried:
             return False
         if self.engine is None:
             return True

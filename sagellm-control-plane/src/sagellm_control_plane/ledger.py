@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from sagellm_protocol import RequestEnding
 
+from .outcomes import Outcomes
 from .ticket import Stage, Ticket
 
 WINDOW_S = 30.0
@@ -25,6 +26,7 @@ class Ledger:
         self.accepted = 0
         self.refused_early = 0
         self.ended = dict.fromkeys(RequestEnding, 0)
+        self.outcomes = Outcomes()
         self._by_id: dict[str, list[Ticket]] = {}
         self._in_flight: dict[int, Ticket] = {}
         self._recent: deque[float] = deque(maxlen=_KEPT)
@@ -57,6 +59,7 @@ class Ledger:
             return
         ticket.ending, ticket.stage = ending, Stage.ENDED
         self.ended[ending] += 1
+        self.outcomes.note(ticket, ending, now)
         self._recent.append(now)
         del self._in_flight[ticket.number]
         namesakes = self._by_id[ticket.request.request_id]

@@ -58,7 +58,7 @@ async def generate(
                 event = await _next(ticket, member, events)
                 finished = is_terminal(event)
                 if isinstance(event, DeltaEvent):
-                    _account(ticket, member, event, now() - sent)
+                    _account(ticket, member, event, sent, now())
                 yield event.model_copy(update=_update(ticket, event, caller_id))
         finally:
             # The caller's scope may be cancelled already: without a shield this await would never run.
@@ -120,12 +120,13 @@ async def _next(ticket: Ticket, member: Member, events: AsyncIterator[StreamEven
         raise broken(member, error) from error
 
 
-def _account(ticket: Ticket, member: Member, event: DeltaEvent, since_sent_s: float) -> None:
+def _account(ticket: Ticket, member: Member, event: DeltaEvent, sent: float, now: float) -> None:
     if ticket.member is not member:
         return
     if not ticket.begun:
         ticket.begun = True
-        member.load.begin(ticket.placed_tokens, since_sent_s)
+        ticket.first_output_at = ticket.first_output_at or now
+        member.load.begin(ticket.placed_tokens, now - sent)
     ticket.produced_tokens += len(event.token_ids)
     member.load.produce(len(event.token_ids))
 

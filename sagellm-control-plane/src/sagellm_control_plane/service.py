@@ -117,10 +117,16 @@ class ControlPlaneService:
     async def submit_with(self, request: Request, hints: Hints) -> AsyncGenerator[StreamEvent, None]:
         """As :meth:`submit`, with wishes that the wire request has no field for."""
         try:
-            ticket = self._accept(request, hints)
+            ticket = self.accept(request, hints)
         except SageLLMError as error:
             yield ErrorEvent(request_id=request.request_id, error=error.info())
             return
+        async with aclosing(self.run(ticket)) as events:
+            async for event in events:
+                yield event
+
+    async def run(self, ticket: Ticket) -> AsyncGenerator[StreamEvent, None]:
+        """Serve a generation request that was accepted. Closing it early cancels the request."""
         timer = self._arm(ticket)
         try:
             async with aclosing(self._generate(ticket)) as events:
@@ -138,12 +144,16 @@ class ControlPlaneService:
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
         """Serve an embedding request."""
-        response = await self._call(request, lambda engine: engine.embed)
+        return await self.run_embed(self.accept(request), request)
+
+    async def run_embed(self, ticket: Ticket, request: EmbedRequest) -> EmbedResponse:
+        """Serve an embedding request that was accepted."""
+        response = await self._call(ticket, request, lambda engine: engine.embed)
         return response.model_copy(update={"request_id": request.request_id})
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """Serve a scoring request."""
-        response = await self._call(request, lambda engine: engine.score)
+        response = await self._call(self.accept(request), request, lambda engine: engine.score)
         return response.model_copy(update={"request_id": request.request_id})
 
     async def cancel(self, request_id: str) -> bool:
@@ -202,8 +212,12 @@ class ControlPlaneService:
 
     # --- how a request goes -------------------------------------------------------------------------------------------
 
-    def _accept(self, request: AnyRequest, hints: Hints) -> Ticket:
-        """Take a request in, or refuse it before it counts."""
+    def accept(self, request: AnyRequest, hints: Hints = NO_HINTS) -> Ticket:
+        """Take a request in, to be run at once by whoever called.
+
+        Raises:
+            SageLLMError: It is refused before it counts.
+        """
         try:
             ticket = self._ticket(request, hints)
             self._askable(ticket)
@@ -328,8 +342,7 @@ class ControlPlaneService:
             and not self._stopping
         )
 
-    async def _call(self, request: R, method: Callable[[Engine], Callable[[R], Awaitable[T]]]) -> T:
-        ticket = self._accept(request, NO_HINTS)
+    async def _call(self, ticket: Ticket, request: R, method: Callable[[Engine], Callable[[R], Awaitable[T]]]) -> T:
         timer = self._arm(ticket)
         failure: SageLLMError | None = None
         try:

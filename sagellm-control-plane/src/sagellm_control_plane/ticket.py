@@ -39,8 +39,8 @@ class Stage(Enum):
 class Hints:
     """Wishes that the wire request has no field for."""
 
-    engine_id: str | None = None
-    """Serve it there or not at all."""
+    prefer_engine: str | None = None
+    """Serve it there if that engine can take it now."""
     cost_budget: float | None = None
 
 
@@ -75,6 +75,11 @@ class Ticket:
     attempt_id: str | None = None
     ending: RequestEnding | None = None
     """Set once, by the ledger."""
+    placed_at: float | None = None
+    """When it was last given an engine."""
+    first_output_at: float | None = None
+    served_by: str | None = None
+    """The engine it was last given."""
     turn: asyncio.Future[Member] | None = None
     """Resolved by the dispatcher."""
     _scope: anyio.CancelScope | None = None
