@@ -1,0 +1,212 @@
+"""``LLM``: a model in this process, asked synchronously. For scripts, notebooks and batch work.
+
+A thin coat over the same engine that serves: same scheduling, same answers. Knows nothing of other engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from itertools import count
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from tqdm import tqdm
+from typing_extensions import Self
+
+from sagellm_protocol.engine import EngineInfo, EngineSpec, EngineStats
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+from sagellm_protocol.interfaces import Engine
+from sagellm_protocol.requests import Message, Request
+from sagellm_protocol.responses import Response, collect
+from sagellm_protocol.sampling import SamplingParams
+
+from .engine import create
+
+T = TypeVar("T")
+
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+Turn = Message | Mapping[str, Any]
+"""One turn of a conversation, as a message or as the dictionary it is made of."""
+Sampling = SamplingParams | Sequence[SamplingParams] | None
+"""One for all, or one for each."""
+
+PROGRESS_AFTER_S = 1.0
+"""Work that is done sooner shows no bar."""
+
+
+class LLM:
+    """A model, loaded and ready.
+
+    Args:
+        model: Local path, catalogue name or hub name.
+        core: ``inline`` runs the model in a thread of this process, ``process`` in one of its own.
+        options: Any other field of :class:`~sagellm_protocol.engine.EngineSpec`.
+
+    Raises:
+        SageLLMError: It cannot be loaded; the root cause and its fix.
+
+    Use it as a context manager, or call :meth:`close`, to give the memory back.
+    """
+
+    def __init__(self, model: str, *, core: str = "inline", **options: Any) -> None:
+        try:
+            spec = EngineSpec.model_validate({"model": model, "core": core, **options})
+        except ValidationError as error:
+            raise SageLLMError.from_validation(error) from error
+        self._model = spec.names[0]
+        self._engine: Engine = create(spec)
+        self._numbers = count()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sagellm-llm", daemon=True)
+        self._thread.start()
+        self._finalizer = weakref.finalize(self, _close, self._engine, self._loop, self._thread)
+        try:
+            self._run(self._engine.start())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine says of itself."""
+        return self._engine.info
+
+    def stats(self) -> EngineStats:
+        """The engine's load and counters."""
+        return self._run(self._engine.stats())
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: Sampling = None, *, progress: bool = True
+    ) -> list[Response]:
+        """Continue prompts; all of them at once, as far as the engine has room.
+
+        Args:
+            prompts: One, or several. A prompt is text, or token ids.
+            sampling_params: One for all, or one for each; the protocol's defaults when absent.
+            progress: Show a bar on standard error when it takes longer than a second.
+
+        Returns:
+            An answer a prompt, in their order.
+
+        Raises:
+            SageLLMError: The first that went wrong; nothing of the others goes on.
+        """
+        listed = _prompts(prompts)
+        fields = [{"prompt": one} if isinstance(one, str) else {"prompt_token_ids": tuple(one)} for one in listed]
+        return self._answer(fields, sampling_params, progress)
+
+    def chat(
+        self,
+        messages: Sequence[Turn] | Sequence[Sequence[Turn]],
+        sampling_params: Sampling = None,
+        *,
+        progress: bool = True,
+        **fields: Any,
+    ) -> list[Response]:
+        """Answer conversations, through the model's chat template.
+
+        Args:
+            messages: One conversation, or several; each a sequence of turns.
+            sampling_params: As for :meth:`generate`.
+            progress: As for :meth:`generate`.
+            fields: Further fields of every :class:`~sagellm_protocol.requests.Request` (``chat_template_kwargs``, …).
+
+        Returns:
+            An answer a conversation, in their order.
+
+        Raises:
+            SageLLMError: As for :meth:`generate`.
+        """
+        conversations: list[Any] = [messages] if messages and _is_turn(messages[0]) else list(messages)
+        return self._answer(
+            [{"messages": tuple(conversation), **fields} for conversation in conversations], sampling_params, progress
+        )
+
+    def close(self) -> None:
+        """End what runs and give the memory back. Safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _answer(self, asked: Sequence[Mapping[str, Any]], sampling: Sampling, progress: bool) -> list[Response]:
+        params = _params(sampling, len(asked))
+        try:
+            requests = [
+                Request(request_id=f"llm-{next(self._numbers)}", model=self._model, sampling=chosen, **fields)
+                for fields, chosen in zip(asked, params, strict=True)
+            ]
+        except ValidationError as error:
+            raise SageLLMError.from_validation(error) from error
+        with tqdm(total=len(requests), unit="req", delay=PROGRESS_AFTER_S, disable=not progress) as bar:
+            return self._run(self._collect(requests, bar))
+
+    async def _collect(self, requests: Sequence[Request], bar: tqdm[Any]) -> list[Response]:
+        async def one(request: Request) -> Response:
+            response = await collect(self._engine.generate(request), request.model, request.trace_id)
+            bar.update()
+            return response
+
+        tasks = [asyncio.ensure_future(one(request)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run in the engine's loop and wait; an interrupt of the caller cancels it there."""
+        if not self._finalizer.alive:
+            coroutine.close()
+            raise SageLLMError(ErrorCode.UNAVAILABLE, "this LLM is closed")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _close(engine: Engine, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    asyncio.run_coroutine_threadsafe(engine.stop(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    listed: list[Any] = list(prompts)
+    return [listed] if listed and isinstance(listed[0], int) else listed
+
+
+def _params(sampling: Sampling, number: int) -> Iterable[SamplingParams]:
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return [sampling or SamplingParams()] * number
+    if len(sampling) != number:
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"{len(sampling)} sampling_params for {number} prompts; give one for all, or one for each",
+            "sampling_params",
+        )
+    return sampling
+
+
+def _is_turn(value: object) -> bool:
+    return isinstance(value, (Message, Mapping))
