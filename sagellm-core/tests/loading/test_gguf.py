@@ -235,7 +235,7 @@ def test_a_truncated_file_is_refused_in_one_sentence_naming_it(tmp_path: Path, l
 HEADER = WHOLE.index(b"token_embd") + 400
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=400)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=250)
 @given(st.lists(st.tuples(st.integers(0, HEADER), st.binary(min_size=1, max_size=8)), min_size=1, max_size=3))
 def test_a_mutated_header_is_read_or_refused_but_never_a_crash(
     tmp_path: Path, changes: list[tuple[int, bytes]]
@@ -245,8 +245,10 @@ def test_a_mutated_header_is_read_or_refused_but_never_a_crash(
         data[at : at + len(patch)] = patch
     path = write(tmp_path, bytes(data))
     try:
-        checkpoint = open_checkpoint(path)
-        for weight in checkpoint.weights():
-            assert len(memoryview(weight.data).cast("B")) == nbytes(weight.format, weight.shape)
+        weights = list(open_checkpoint(path).weights())
     except SageLLMError as error:
-        assert "model.gguf" in error.message
+        refusal = error.message
+    else:
+        refusal = "model.gguf was read"
+        assert all(memoryview(weight.data).nbytes == nbytes(weight.format, weight.shape) for weight in weights)
+    assert "model.gguf" in refusal

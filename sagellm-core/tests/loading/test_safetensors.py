@@ -28,7 +28,7 @@ def test_a_file_of_the_reference_writer_reads_back(tmp_path: Path) -> None:
         "f32": np.arange(6, dtype=np.float32).reshape(2, 3),
         "f16": np.arange(4, dtype=np.float16),
         "i64": np.arange(3, dtype=np.int64),
-        "scalar": np.float32(7).reshape(()),
+        "scalar": np.array(7, np.float32),
         "none": np.zeros((0, 4), np.float32),
     }
     save_file(arrays, tmp_path / "x.safetensors", {"format": "pt"})
@@ -126,7 +126,7 @@ def test_a_file_that_is_not_sound_is_refused_naming_it(tmp_path: Path, data: byt
 WHOLE = safetensors({"x": X, "y": Y}, format="pt")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, len(WHOLE) - 33), st.binary(min_size=1, max_size=8)), max_size=3),
     st.integers(0, len(WHOLE)),
@@ -141,7 +141,9 @@ def test_a_mutated_file_is_read_or_refused_but_never_a_crash(
     path.write_bytes(data[:length])
     try:
         file = SafetensorsFile(path)
-        for tensor in file.tensors.values():
-            assert len(file.data(tensor)) == tensor.nbytes
     except SageLLMError as error:
-        assert "bad.safetensors" in error.message
+        refusal = error.message
+    else:
+        refusal = "bad.safetensors was read"
+        assert all(len(file.data(tensor)) == tensor.nbytes for tensor in file.tensors.values())
+    assert "bad.safetensors" in refusal

@@ -256,13 +256,13 @@ def test_interrupting_a_pull_leaves_nothing_half_done(home: Path, shelf: Path) -
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(SageLLMError, match="cannot write to .* set SAGELLM_HOME"):
+    with pytest.raises(SageLLMError, match=r"cannot write to .* set SAGELLM_HOME"):
         get(model(), home=tmp_path)
 
 
 def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SageLLMError, match="cannot write to .*file.* set SAGELLM_HOME"):
+    with pytest.raises(SageLLMError, match=r"cannot write to .*file.* set SAGELLM_HOME"):
         get(model(), home=tmp_path / "file")
 
 
