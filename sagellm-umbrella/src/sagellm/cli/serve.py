@@ -1,0 +1,121 @@
+"""``sagellm serve``: a model behind an OpenAI-compatible address."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from sagellm.components import component
+from sagellm_protocol import ControlPlane, EngineSpec, plugins
+
+from .console import error_console, print_json
+from .options import (
+    ENGINE_OPTIONS,
+    DrainOption,
+    HostOption,
+    JsonOption,
+    ModelArgument,
+    PortOption,
+    engine_spec,
+    takes,
+)
+
+
+@takes(ENGINE_OPTIONS, into="engine_options")
+def serve(
+    model: ModelArgument = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8889,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="SAGELLM_API_KEY", help="Key that callers must send; may be repeated.", show_default=False),
+    ] = None,
+    attach: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Serve a running engine server too; may be repeated.", show_default=False),
+    ] = None,
+    attach_key: Annotated[
+        str | None, typer.Option(envvar="SAGELLM_ENGINE_KEY", help="Key of those servers.", show_default=False)
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Order of the queue.")] = "fifo",
+    routing: Annotated[str, typer.Option(help="How an engine is chosen.")] = "least_load",
+    max_queued: Annotated[int, typer.Option(min=0, help="Most requests that may wait.")] = 1024,
+    drain: DrainOption = 30,
+    as_json: JsonOption = False,
+    *,
+    engine_options: dict[str, Any],
+) -> None:
+    """Serve a model over OpenAI's API.
+
+    With --attach and no MODEL nothing is loaded here: the address stands before the engines it is given.
+
+    Examples:
+
+      sagellm serve
+
+      sagellm serve ./my-model --served-model-name my-model --port 9000
+
+      sagellm serve --attach http://127.0.0.1:8890 --attach http://127.0.0.1:8891
+    """
+    server = component("sagellm_gateway.server")
+    keys = {"api_keys": tuple(api_key)} if api_key else {}
+    settings = component("sagellm_gateway.settings").load_settings(host=host, port=port, drain_s=drain, **keys)
+    plane = plugins.load(plugins.CONTROL_PLANES, "default")(policy=policy, routing=routing, max_queued=max_queued)
+    spec = engine_spec(engine_options, model) if model is not None or not attach else None
+    asyncio.run(_serve(server, plane, settings, spec, [(url, attach_key) for url in attach or ()], as_json))
+
+
+async def _serve(
+    gateway: Any,
+    plane: ControlPlane,
+    settings: Any,
+    spec: EngineSpec | None,
+    attached: Sequence[tuple[str, str | None]],
+    as_json: bool,
+) -> None:
+    """Serve from the start, ready once every engine is; an engine that does not start ends it with the reason."""
+    status = error_console().status("starting …")
+    listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    await plane.start()
+    serving = asyncio.create_task(gateway.serve(plane, settings, listening.set_result), name="gateway")
+    starting = asyncio.create_task(_start_engines(plane, spec, attached), name="engines")
+    try:
+        with status:
+            await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            await _announce(plane, listening.result(), as_json)
+        await serving
+    finally:
+        for task in (starting, serving):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await plane.stop()
+
+
+async def _start_engines(
+    plane: ControlPlane, spec: EngineSpec | None, attached: Sequence[tuple[str, str | None]]
+) -> None:
+    starts = [plane.attach_engine(url, api_key=key) for url, key in attached]
+    if spec is not None:
+        starts.append(plane.start_engine(spec))
+    await asyncio.gather(*starts)
+
+
+async def _announce(plane: ControlPlane, address: str, as_json: bool) -> None:
+    names = [model.name for model in await plane.models()]
+    url = f"{address}/v1"
+    if as_json:
+        print_json({"url": url, "model": names[0], "models": names})
+        return
+    console = error_console()
+    console.print(f"serving [bold]{', '.join(names)}[/] at [bold]{url}[/]  (Ctrl-C stops)")
+    if any(model.mock for model in await plane.models()):
+        console.print("[yellow]this is the mock engine: its answers are made up[/]")

@@ -1,0 +1,196 @@
+"""The ``sagellm`` command as a person or a script meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Server
+from sagellm.cli.options import ENGINE_OPTIONS, SAMPLING_OPTIONS, size
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+MOCK = ("--engine", "mock")
+
+
+def test_without_arguments_it_shows_its_commands(sagellm: Command) -> None:
+    done = sagellm()
+    for name in ("run", "chat", "serve", "engine", "pull", "models", "doctor", "version"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("name", ["run", "chat", "serve", "engine", "pull"])
+def test_every_help_has_an_example(sagellm: Command, name: str) -> None:
+    done = sagellm(name, "--help")
+    assert done.returncode == 0
+    assert f"sagellm {name}" in done.stdout.partition("Usage:")[2].partition("\n")[2]
+
+
+def test_version_lists_all_parts(sagellm: Command) -> None:
+    found = json.loads(sagellm("version", "--json").stdout)
+    assert set(found) == {
+        "isagellm",
+        "isagellm-protocol",
+        "isagellm-backend",
+        "isagellm-core",
+        "isagellm-control-plane",
+        "isagellm-gateway",
+    }
+    assert "isagellm-core" in sagellm("version").stdout
+
+
+def test_doctor_reports_devices_and_no_problem_here(sagellm: Command) -> None:
+    done = sagellm("doctor", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, report
+    assert report["ok"] is True
+    subjects = {finding["subject"] for finding in report["findings"]}
+    assert {"python", "packages", "torch", "backend cpu", "models"} <= subjects
+    assert "backend cpu" in sagellm("doctor").stdout
+
+
+def test_run_answers_on_standard_output_alone(sagellm: Command) -> None:
+    done = sagellm("run", "Hello", *MOCK, "--max-tokens", "8")
+    assert done.returncode == 0
+    assert "mock" in done.stdout
+    assert done.stdout.endswith("\n")
+    assert done.stderr == ""
+
+
+def test_run_reads_standard_input(sagellm: Command) -> None:
+    assert "mock" in sagellm("run", *MOCK, "--max-tokens", "8", stdin="Hello").stdout
+    assert "mock" in sagellm("run", "-", *MOCK, "--max-tokens", "8", stdin="Hello").stdout
+
+
+def test_run_json_is_one_object(sagellm: Command) -> None:
+    answer = json.loads(sagellm("run", "Hello", *MOCK, "--max-tokens", "4", "--json").stdout)
+    assert answer["model"] == "mock"
+    assert answer["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 4
+
+
+def test_run_asks_a_gateway(sagellm: Command, mock_stack: Server) -> None:
+    done = sagellm("run", "Hello", "--url", mock_stack.url, "--max-tokens", "4", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["usage"]["completion_tokens"] == 4
+
+
+def test_verbose_says_what_was_measured(sagellm: Command) -> None:
+    done = sagellm("run", "Hello", *MOCK, "--max-tokens", "4", "--verbose")
+    assert "4 output tokens" in done.stderr
+
+
+def test_chat_keeps_its_history_and_understands_commands(sagellm: Command, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    lines = [
+        "Hello",
+        "/set max_tokens 4",
+        "And now?",
+        "/show",
+        "/set top_p 9",
+        "/what",
+        f"/save {saved}",
+        "/exit",
+        "lost",
+    ]
+    done = sagellm("chat", *MOCK, "--max-tokens", "8", "--system", "Be brief.", stdin="\n".join(lines) + "\n")
+    assert done.returncode == 0
+    turns = json.loads(saved.read_text(encoding="utf-8"))
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert turns[0]["content"] == "Be brief."
+    assert "max_tokens = 4" in done.stderr
+    assert "top_p" in done.stderr
+    assert "no command /what" in done.stderr
+
+
+def test_chat_goes_on_after_a_refused_turn(sagellm: Command) -> None:
+    lines = "x " * 5000 + "\nHello\n"
+    done = sagellm("chat", *MOCK, "--max-tokens", "8", "--max-model-len", "256", stdin=lines)
+    assert done.returncode == 0
+    assert "error:" in done.stderr
+    assert "mock" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "x", *MOCK, "--top-p", "7"), "top_p"),
+        (("run", "x", *MOCK, "--option", "nonsense"), "NAME=VALUE"),
+        (("run", "x", *MOCK, "--option", "no_such_option=1"), "no_such_option"),
+        (("run", "x", "--engine", "no-such-engine"), "no-such-engine"),
+        (("run", "x", "--model", "no/such/place/at.all"), "no/such/place/at.all"),
+        (("run", "x", "--model", "smollm2-135"), "smollm2-135m"),
+        (("run", "x", "--device", "no-such-device"), "no-such-device"),
+        (("run", "x", "--dtype", "float3"), "float3"),
+        (("run", "", *MOCK), "empty"),
+        (("run", "x", *MOCK, "--raw", "--system", "y"), "--raw"),
+        (("pull", "no-such-model"), "all-minilm-l6-v2"),
+        (("serve", *MOCK, "--host", "0.0.0.0", "--port", "0"), "key"),
+        (("serve", *MOCK, "--policy", "no-such-policy"), "fifo"),
+        (("serve", *MOCK, "--routing", "no-such-routing"), "least_load"),
+        (("run", "x", "--url", "http://127.0.0.1:9/v1"), "sagellm serve"),
+    ],
+)
+def test_a_mistake_is_one_message_with_the_fix_and_no_traceback(
+    sagellm: Command, arguments: tuple[str, ...], words: str
+) -> None:
+    done = sagellm(*arguments)
+    assert done.returncode == 1
+    assert "error:" in done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_debug_shows_the_traceback(sagellm: Command) -> None:
+    done = sagellm("--debug", "run", "x", *MOCK, "--top-p", "7")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "x", "--no-such-flag"), ("nothing",), ("run", "x", "--kv-cache-memory", "much")]
+)
+def test_a_usage_error_exits_with_2(sagellm: Command, arguments: tuple[str, ...]) -> None:
+    done = sagellm(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_pull_names_the_file_it_keeps(sagellm: Command) -> None:
+    pulled = json.loads(sagellm("pull", "smollm2-135m", "--json").stdout)
+    assert Path(pulled["path"]).is_file()
+    assert re.fullmatch("[0-9a-f]{64}", pulled["sha256"])
+    again = sagellm("pull", "smollm2-135m")
+    assert again.stdout.strip() == pulled["path"]
+    listed = json.loads(sagellm("models", "--json").stdout)["models"]
+    assert {entry["name"] for entry in listed} == {"smollm2-135m", "all-minilm-l6-v2"}
+    assert "smollm2-135m" in sagellm("models").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1024", 1024),
+        ("1K", 1024),
+        ("1KiB", 1024),
+        ("1KB", 1000),
+        ("1.5GiB", 3 << 29),
+        ("2g", 2 << 30),
+        ("10 MB", 10**7),
+    ],
+)
+def test_sizes_read_as_people_write_them(text: str, value: int) -> None:
+    assert size(text) == value
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "serve", "engine"])
+def test_every_shared_option_is_shown_in_help(sagellm: Command, command: str) -> None:
+    shown = sagellm(command, "--help").stdout
+    tables = (ENGINE_OPTIONS, SAMPLING_OPTIONS) if command in {"run", "chat"} else (ENGINE_OPTIONS,)
+    for name in {name for table in tables for name in table}:
+        assert f"--{name.replace('_', '-')}" in shown
