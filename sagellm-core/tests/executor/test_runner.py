@@ -237,6 +237,17 @@ def test_allowed_tokens_and_biases_hold_for_their_row_alone(driver: Driver, refe
     assert made[2].token_ids == [int(logits.argmax())]
 
 
+def test_a_sequence_left_without_a_choice_fails_alone(driver: Driver, reference: PreTrainedModel) -> None:
+    tokens = prompt(18, 5)
+    driver.add(0, tokens, TokenSampling(temperature=0, allowed=(2,), min_tokens=1, end_ids=(2,)))
+    driver.add(1, tokens)
+    made = driver.step(s0=5, s1=5)
+    assert made[0].token_ids == []
+    assert "allowed_token_ids" in (made[0].error or "")
+    assert made[1].token_ids == greedy(reference, tokens, 1)
+    assert made[1].error is None
+
+
 def test_penalties_follow_what_was_produced(driver: Driver, reference: PreTrainedModel) -> None:
     tokens = prompt(14, 7)
     driver.add(

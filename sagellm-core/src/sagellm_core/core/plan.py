@@ -123,12 +123,14 @@ class SlotResult(msgspec.Struct, frozen=True):
         token_ids: New tokens, none to several. The runner has appended them to the slot's output already.
         logprobs: One for each of them; empty if not asked for.
         prompt_logprobs: One for each prompt token whose predecessor was computed in this step; empty if not asked for.
+        error: Why this slot's sequence cannot go on; others are unharmed.
     """
 
     slot: int
     token_ids: list[int]
     logprobs: list[TokenLogprob] = []
     prompt_logprobs: list[TokenLogprob] = []
+    error: str | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True):

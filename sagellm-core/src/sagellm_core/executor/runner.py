@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from sagellm_core.core.plan import SlotResult, StepPlan, StepResult, TokenLogprob
@@ -17,11 +18,15 @@ from sagellm_protocol.devices import DType
 
 from .base import CacheLayout
 from .inputs import StepInputs, step_inputs
-from .sampling import sampling_batch
+from .sampling import may_produce, sampling_batch
 from .slots import Slots
 
 _PROMPT_LOGPROB_ROWS = 256
 """Rows of logits held at a time for a prompt's log-probabilities: a vocabulary is wide."""
+_NO_CHOICE = (
+    "no token may be produced here: all allowed_token_ids are banned, by bad_words or because min_tokens holds back"
+    " tokens that end the text; allow another token"
+)
 
 
 class Runner:
@@ -69,15 +74,20 @@ class Runner:
         )
 
     def _sample(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> dict[int, SlotResult]:
-        rows = [row for row, samples in enumerate(plan.samples) if samples]
+        rows = []
+        results = {}
+        for row, (slot, samples) in enumerate(zip(plan.slots, plan.samples, strict=True)):
+            if samples and may_produce(self._slots, slot):
+                rows.append(row)
+            elif samples:
+                results[slot] = SlotResult(slot, [], error=_NO_CHOICE)
         if not rows:
-            return {}
+            return results
         slots = [plan.slots[row] for row in rows]
         last = (inputs.ends[rows] - 1).tolist()
         if len(last) < len(inputs.ids):
             hidden = self._ops.take_rows(hidden, last)
         drawn = self._ops.sample(self._model.logits(hidden), sampling_batch(self._slots, slots))
-        results = {}
         for slot, token, logprob in zip(slots, drawn.token_ids, drawn.logprobs, strict=True):
             self._slots.append(slot, token)
             results[slot] = SlotResult(slot, [token], [] if logprob is None else [_reported(logprob)])
@@ -116,10 +126,9 @@ def _merge(
 ) -> list[SlotResult]:
     merged = []
     for slot in order:
-        result = sampled.get(slot)
         if slot in prompts:
-            tokens, logprobs = (result.token_ids, result.logprobs) if result is not None else ([], [])
-            result = SlotResult(slot, tokens, logprobs, prompts[slot])
-        if result is not None:
-            merged.append(result)
+            produced = sampled.get(slot, SlotResult(slot, []))
+            merged.append(msgspec.structs.replace(produced, prompt_logprobs=prompts[slot]))
+        elif slot in sampled:
+            merged.append(sampled[slot])
     return merged

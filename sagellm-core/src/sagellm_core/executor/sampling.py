@@ -61,6 +61,14 @@ def sampling_batch(slots: Slots, rows: Sequence[int]) -> SamplingBatch:
     )
 
 
+def may_produce(slots: Slots, slot: int) -> bool:
+    """Whether any token may be produced next in ``slot``: bans that hold now may leave none of those allowed."""
+    sampling = slots.sampling(slot)
+    if sampling.allowed is None:
+        return True
+    return not set(sampling.allowed) <= set(_banned(slots, slot, sampling))
+
+
 def _penalised(sampling: TokenSampling) -> bool:
     return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
 
