@@ -6,6 +6,7 @@ Knows nothing of tokens' meaning or of HTTP. Decisions are made in :mod:`.dispat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
@@ -376,10 +377,17 @@ class ControlPlaneService:
 
     def _interrupt(self, ticket: Ticket, error: SageLLMError) -> None:
         """End a request from outside, whatever it waits for."""
-        member = ticket.member
-        if not ticket.interrupt(error, final=True) and member is not None and member.engine and ticket.attempt_id:
-            # Its caller is busy with what it was given: free the engine now rather than when it asks for more.
-            self._background.spawn(member.engine.abort(ticket.attempt_id), f"abort {ticket.attempt_id}")
+        engine = ticket.member.engine if ticket.member is not None else None
+        if ticket.interrupt(error, final=True):
+            return
+        # Its caller is busy with what it was given: end it and free the engine now rather than when it asks for more.
+        self._end(ticket, ending_of(error.code))
+        if engine is not None and ticket.attempt_id is not None:
+            self._background.spawn(self._abort(engine, ticket.attempt_id), f"abort {ticket.attempt_id}")
+
+    async def _abort(self, engine: Engine, attempt_id: str) -> None:
+        with contextlib.suppress(asyncio.TimeoutError, SageLLMError):
+            await asyncio.wait_for(engine.abort(attempt_id), self.settings.abort_timeout_s)
 
     def _why_unready(self) -> str | None:
         if self._stopping:

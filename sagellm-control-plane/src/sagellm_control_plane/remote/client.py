@@ -121,6 +121,10 @@ class RemoteEngine:
         self, request: Request, prompt: RenderedPrompt | None = None
     ) -> AsyncGenerator[StreamEvent, None]:
         """Stream a request's events. Closing it early closes the connection, which aborts the request there."""
+        if self._info.state in (EngineState.STARTING, EngineState.STOPPED):
+            error = SageLLMError(ErrorCode.UNAVAILABLE, f"the client of {self._url} is {self._info.state.value}")
+            yield ErrorEvent(request_id=request.request_id, error=error.info())
+            return
         body = GenerateCall(request=request, prompt=prompt).to_wire()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._silence_s)
         answering = False
@@ -151,6 +155,8 @@ class RemoteEngine:
                 error = SageLLMError(ErrorCode.ENGINE_FAILED, f"the engine at {self._url} broke off: {_said(failure)}")
         except SageLLMError as refusal:
             error = refusal
+        if self._stopped():
+            error = SageLLMError(ErrorCode.CANCELLED, f"the client of {self._url} was stopped")
         yield ErrorEvent(request_id=request.request_id, error=error.info())
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
@@ -172,6 +178,8 @@ class RemoteEngine:
         Raises:
             SageLLMError: ``UNAVAILABLE`` when the server does not answer.
         """
+        if self._info.state is EngineState.STOPPED:
+            return EngineStats(state=EngineState.STOPPED)
         stats = await self._ask("GET", "/stats", EngineStats)
         if stats.state is not self._info.state:
             self._info = await self._ask("GET", "/info", EngineInfo)
@@ -180,6 +188,7 @@ class RemoteEngine:
     async def drain(self) -> None:
         """Have the server drain; returns once it has, however long that takes."""
         await self._exchange("POST", "/drain", None, None)
+        await self.stats()
 
     async def stop(self) -> None:
         """Let go of the server, which goes on; what this client has in flight there is aborted."""
@@ -187,6 +196,9 @@ class RemoteEngine:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+    def _stopped(self) -> bool:
+        return self._info.state is EngineState.STOPPED
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
