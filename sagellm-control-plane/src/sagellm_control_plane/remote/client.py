@@ -277,13 +277,21 @@ class RemoteEngine:
 async def _lines(stream: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
     """Lines that are not blank. A last line without its end is dropped: it was cut off."""
     rest = b""
-    async for data in stream.iter_any():
+    while data := await _some(stream):
         *whole, rest = (rest + data).split(b"\n")
         for line in whole:
             if line.strip():
                 yield line
         if len(rest) > LINE_LIMIT:
             raise SageLLMError(ErrorCode.ENGINE_FAILED, f"an engine sent a line of more than {LINE_LIMIT} bytes")
+
+
+async def _some(stream: aiohttp.StreamReader) -> bytes:
+    try:
+        return await stream.readany()
+    except RuntimeError as failure:
+        # What aiohttp raises for a connection that was closed on this side while its reader was away.
+        raise aiohttp.ClientConnectionError(str(failure)) from failure
 
 
 def _said(error: Exception) -> str:
