@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+# Building a model's validator takes about a millisecond, and few programs use every message: each is built when it is
+# first used. Bytes are hashes and opaque payloads, which JSON carries as hexadecimal digits.
+_SHARED = ConfigDict(frozen=True, defer_build=True, ser_json_bytes="hex", val_json_bytes="hex")
+
 PROTOCOL_VERSION = "0.1"
 """Version of everything that crosses a process or host boundary; apart from any package's version."""
 
@@ -18,7 +22,7 @@ class Ask(BaseModel):
     default, so a newer client may speak to an older engine as long as it does not use what that engine lacks.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(**_SHARED, extra="forbid", allow_inf_nan=False)
 
     def to_wire(self) -> bytes:
         """Encode as UTF-8 JSON without the fields that hold their default."""
@@ -31,7 +35,7 @@ class Report(BaseModel):
     Unknown fields are ignored, so that an older reader understands a newer writer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
+    model_config = ConfigDict(**_SHARED, extra="ignore", ser_json_inf_nan="null")
 
     def to_wire(self) -> bytes:
         """Encode as UTF-8 JSON without the fields that hold ``None``."""

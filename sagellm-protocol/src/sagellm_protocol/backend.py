@@ -1,11 +1,13 @@
 """The interface between an engine and a device: operations, memory, weights, graphs, collectives.
 
-A backend is generic in its tensor ``T``. What it makes for itself (:class:`Weight`, :class:`KVCache`, :class:`AttentionPlan`,
-:class:`Graph`, :class:`Group`) is opaque to the engine, which only passes it back. The engine may apply to a ``T`` what the
-Python array API standard offers (indexing, ``reshape``, arithmetic, ``shape``); anything else is an operation here.
+A backend is generic in its tensor ``T``. What it makes for itself (:class:`Weight`, :class:`KVCache`,
+:class:`AttentionPlan`, :class:`Graph`, :class:`Group`) is opaque to the engine, which only passes it back. The engine
+may apply to a ``T`` what the Python array API standard offers (indexing, ``reshape``, arithmetic, ``shape``); anything
+else is an operation here.
 
-Dimension letters: T tokens of a step over all sequences, S sequences of a step, E hidden size, O output features, Hq query heads,
-Hkv key/value heads, D head size, V vocabulary, P tokens of a block, M blocks of a table, N blocks of the pool, L layers.
+Dimension letters: T tokens of a step over all sequences, S sequences of a step, E hidden size, O output features, Hq
+query heads, Hkv key/value heads, D head size, V vocabulary, P tokens of a block, M blocks of a table, N blocks of the
+pool, L layers.
 
 Knows nothing of models, requests or scheduling. Provisional until a GPU backend has passed its conformance suite.
 """
@@ -66,8 +68,10 @@ class RawWeight:
 
     Attributes:
         name: The tensor's name in the checkpoint, for messages.
-        format: How ``data`` is to be read (a :class:`WeightFormat` value, or a name that a backend's capabilities list).
-        shape: Logical shape in elements, rows first: ``(O, E)`` for a linear, ``(V, E)`` for an embedding, ``(E,)`` for a vector.
+        format: How ``data`` is to be read (a :class:`WeightFormat` value, or a name that a backend's capabilities
+            list).
+        shape: Logical shape in elements, rows first: ``(O, E)`` for a linear, ``(V, E)`` for an embedding, ``(E,)`` for
+            a vector.
         data: The bytes, C-contiguous, rows first; may be a view of a mapped file.
         extra: Further tensors of a format that needs several (scales, zero points), by name.
     """
@@ -150,8 +154,8 @@ class AttentionBatch:
     Attributes:
         query_lens: New tokens of each sequence, ``[S]``; they sum to T.
         context_lens: Tokens of each sequence that are cached once this step's are written, ``[S]``.
-        block_tables: For each group of layers with equal :class:`KVSpec` (in order of first appearance), the block ids of each
-            sequence in order of position, ``[G][S][M_s]``.
+        block_tables: For each group of layers with equal :class:`KVSpec` (in order of first appearance), the block ids
+            of each sequence in order of position, ``[G][S][M_s]``.
     """
 
     query_lens: Sequence[int]
@@ -206,16 +210,17 @@ class RopeSpec:
 class SamplingBatch:
     """How each of R rows of logits is to be sampled: host values, one entry a row unless said otherwise.
 
-    Operations apply in this order, as :class:`~sagellm_protocol.sampling.SamplingParams` says: allowed tokens, penalties,
-    biases, banned tokens, temperature, top-k, top-p, min-p, draw.
+    Operations apply in this order, as :class:`~sagellm_protocol.sampling.SamplingParams` says: allowed tokens,
+    penalties, biases, banned tokens, temperature, top-k, top-p, min-p, draw.
 
     Attributes:
         temperature: 0 is greedy; of equal logits the lowest token id wins.
         top_k: 0 keeps all.
         top_p: 1 keeps all.
         min_p: 0 keeps all.
-        uniform: The number in [0, 1) that decides the draw by inverse cumulative distribution over token ids in ascending
-            order; made by the engine from the request's seed and the position, so that neighbours cannot change it.
+        uniform: The number in [0, 1) that decides the draw by inverse cumulative distribution over token ids in
+            ascending order; made by the engine from the request's seed and the position, so that neighbours cannot
+            change it.
         repetition_penalty, presence_penalty, frequency_penalty: Neutral at 1, 0, 0.
         prompt_tokens, output_tokens: Token ids the penalties look at; empty for rows without penalties.
         bias: Token id to added logit; empty for rows without.
@@ -272,8 +277,8 @@ class Sampled:
 class FusableUnit:
     """A part of a model offered to a backend that may compute it whole.
 
-    An ``mlp`` has ``config["activation"]`` (``silu``, ``gelu``, ``gelu_tanh``), the weights ``gate_up`` and ``down``, and
-    is called with ``x [T, E]`` for ``[T, E]``.
+    An ``mlp`` has ``config["activation"]`` (``silu``, ``gelu``, ``gelu_tanh``), the weights ``gate_up`` and ``down``,
+    and is called with ``x [T, E]`` for ``[T, E]``.
 
     Attributes:
         kind: What it is (``mlp``, ``attention``, ``layer``, ``decoder``); the names a backend lists in ``fused_units``.
@@ -358,8 +363,8 @@ class Backend(Protocol[T]):
         """Lay weights out for :meth:`linear` or :meth:`embedding`.
 
         Args:
-            parts: Matrices of equal E, stacked along their rows into one (query, key and value; gate and up). Their formats
-                may differ.
+            parts: Matrices of equal E, stacked along their rows into one (query, key and value; gate and up). Their
+                formats may differ.
             dtype: Type that is computed in.
             use: What it is for.
             bias: One vector for each part, or nothing.
@@ -371,7 +376,13 @@ class Backend(Protocol[T]):
         ...
 
     def linear(self, x: T, weight: Weight, adapters: Any = None) -> T:
-        """``x @ weight.T + bias``: ``[T, E]`` to ``[T, O]`` in ``x``'s dtype. ``adapters`` names an adapter slot a token."""
+        """``x @ weight.T + bias``: ``[T, E]`` to ``[T, O]`` in ``x``'s dtype.
+
+        Args:
+            x: Rows of any activation.
+            weight: A packed weight.
+            adapters: Adapter slot of each token; ``None`` when no token has one.
+        """
         ...
 
     def embedding(self, ids: T, weight: Weight, dtype: DType) -> T:
@@ -379,7 +390,7 @@ class Backend(Protocol[T]):
         ...
 
     def rms_norm(self, x: T, weight: T, eps: float) -> T:
-        """Root-mean-square norm over the last axis, accumulated in float32, in ``x``'s dtype (Zhang & Sennrich 2019)."""
+        """Root-mean-square norm over the last axis, accumulated in float32, in ``x``'s dtype (Zhang, Sennrich 2019)."""
         ...
 
     def add_rms_norm(self, x: T, residual: T, weight: T, eps: float) -> tuple[T, T]:
@@ -391,7 +402,7 @@ class Backend(Protocol[T]):
         ...
 
     def rope(self, q: T, k: T, positions: T, spec: RopeSpec) -> tuple[T, T]:
-        """Rotate queries ``[T, Hq, D]`` and keys ``[T, Hkv, D]`` to ``positions`` ``[T]``. May overwrite its arguments."""
+        """Rotate queries ``[T, Hq, D]`` and keys ``[T, Hkv, D]`` to ``positions`` ``[T]``. May overwrite both."""
         ...
 
     def silu_mul(self, gate_up: T) -> T:
@@ -405,7 +416,19 @@ class Backend(Protocol[T]):
     def moe(
         self, x: T, router_logits: T, gate_up: Sequence[Weight], down: Sequence[Weight], top_k: int, renormalize: bool
     ) -> T:
-        """Mixture of gated SiLU experts: softmax over router logits ``[T, X]``, the best ``top_k`` of X experts, weighted sum."""
+        """Mixture of gated SiLU experts: each token's best ``top_k`` of X, weighted by the router's softmax.
+
+        Args:
+            x: ``[T, E]``.
+            router_logits: ``[T, X]``.
+            gate_up: A weight ``(2 I, E)`` for each expert.
+            down: A weight ``(E, I)`` for each expert.
+            top_k: Experts of a token.
+            renormalize: Make the chosen experts' shares sum to one.
+
+        Returns:
+            ``[T, E]`` in ``x``'s dtype.
+        """
         ...
 
     def take_rows(self, x: T, rows: Sequence[int]) -> T:

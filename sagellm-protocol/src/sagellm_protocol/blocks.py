@@ -11,8 +11,9 @@ The definition (version 1)::
     root     = SHA-256("sagellm.block.1" 0x00 text(model) text(adapter) text(cache_salt))
     block    = SHA-256(parent u32(n) u32(t_1) … u32(t_n) text(media_1) … text(media_m))
 
-All integers are little-endian. ``parent`` is the 32-byte hash of the block before it, or ``root``. ``media`` are the keys of
-images, audio and the like whose placeholders stand in the block, in order. A block that is not full has no hash.
+All integers are little-endian. ``parent`` is the 32-byte hash of the block before it, or ``root``. ``media`` are the
+keys of images, audio and the like whose placeholders stand in the block, in order. A block that is not full has no
+hash.
 
 Knows nothing of where blocks live or who evicts them.
 """
@@ -25,7 +26,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from ._wire import Report
 
@@ -90,11 +91,7 @@ def block_hashes(root: BlockHash, token_ids: Sequence[int], block_size: int) -> 
     return tuple(hashes)
 
 
-class _KVReport(Report):
-    model_config = ConfigDict(ser_json_bytes="hex", val_json_bytes="hex")
-
-
-class BlocksStored(_KVReport):
+class BlocksStored(Report):
     """Blocks became available to requests that share their prefix."""
 
     type: Literal["stored"] = "stored"
@@ -107,7 +104,7 @@ class BlocksStored(_KVReport):
     """Where they are held: ``device``, ``host``, ``disk``."""
 
 
-class BlocksRemoved(_KVReport):
+class BlocksRemoved(Report):
     """Blocks are no longer held in this medium."""
 
     type: Literal["removed"] = "removed"
@@ -115,7 +112,7 @@ class BlocksRemoved(_KVReport):
     medium: str = "device"
 
 
-class BlocksCleared(_KVReport):
+class BlocksCleared(Report):
     """Nothing is held any more: whatever was known of this engine's blocks is void."""
 
     type: Literal["cleared"] = "cleared"
@@ -124,7 +121,7 @@ class BlocksCleared(_KVReport):
 KVEvent = Annotated[BlocksStored | BlocksRemoved | BlocksCleared, Field(discriminator="type")]
 
 
-class KVEventBatch(_KVReport):
+class KVEventBatch(Report):
     """What changed in one engine's cache, in order.
 
     A gap in ``sequence``, or another ``epoch``, means that events were lost: start again from an empty view.
@@ -137,7 +134,7 @@ class KVEventBatch(_KVReport):
     events: tuple[KVEvent, ...]
 
 
-class KVLayout(_KVReport):
+class KVLayout(Report):
     """How a block's bytes are laid out, so that a receiver can tell whether it may take them as they are."""
 
     dtype: str
@@ -146,7 +143,7 @@ class KVLayout(_KVReport):
     tensor_parallel: int = Field(default=1, gt=0)
 
 
-class KVTransferTicket(_KVReport):
+class KVTransferTicket(Report):
     """A claim on computed blocks that another engine may fetch.
 
     The source holds a lease on the blocks until the ticket is claimed or ``expires_in_s`` has passed.

@@ -18,8 +18,8 @@ from .requests import Name
 class EngineSpec(Ask):
     """An engine that is asked for: what an operator writes down.
 
-    What is left out, the engine decides and reports in :class:`EngineInfo`. ``options`` are the engine's own; one it does
-    not know is refused by name.
+    What is left out, the engine decides and reports in :class:`EngineInfo`. ``options`` are the engine's own; one it
+    does not know is refused by name.
     """
 
     engine: Name = "sagellm"
@@ -53,7 +53,7 @@ class EngineSpec(Ask):
     seed: int | None = None
     """Makes requests without a seed of their own reproducible in order of arrival (tests)."""
     threads: int | None = Field(default=None, ge=1)
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field(default={})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ class EngineInfo(Report):
     """Root cause, when ``state`` is ``ERROR``."""
     mock: bool = False
     """Its answers are made up."""
-    capabilities: EngineCapabilities = EngineCapabilities()
+    capabilities: EngineCapabilities = EngineCapabilities.model_construct()
     device: DeviceInfo | None = None
 
 

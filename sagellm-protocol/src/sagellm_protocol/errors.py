@@ -171,5 +171,8 @@ def _explain(finding: Any) -> str:
         return "unknown field"
     if finding["type"] == "missing":
         return "required"
+    if finding["type"] == "value_error":
+        # Our own words, which name the values already.
+        return str(finding["msg"]).removeprefix("Value error, ")
     value = repr(finding["input"])
     return f"{finding['msg']} (got {value if len(value) <= 80 else value[:77] + '...'})"

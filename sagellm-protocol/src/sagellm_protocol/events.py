@@ -8,12 +8,19 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from ._wire import Report
 from .blocks import KVTransferTicket
 from .errors import ErrorInfo
 from .metrics import Metrics, Timestamps
+
+LOGPROB_FLOOR = -9999.0
+"""Lowest log-probability that is reported."""
+
+
+def _floored(logprob: float) -> float:
+    return max(logprob, LOGPROB_FLOOR)
 
 
 class FinishReason(str, Enum):
@@ -28,13 +35,14 @@ class FinishReason(str, Enum):
 
 
 class TokenLogprob(Report):
-    """A token and its log-probability (natural logarithm) in the model's own distribution, before penalties, biases and temperature."""
+    """A token and its log-probability in the model's own distribution, before penalties, biases and temperature."""
 
     token_id: int
     token: str
     """The token's text; the replacement character stands for bytes that are not whole."""
     bytes: tuple[int, ...] | None = None
-    logprob: float
+    logprob: Annotated[float, AfterValidator(_floored)]
+    """Natural logarithm. Impossible tokens have :data:`LOGPROB_FLOOR`, for JSON has no infinity."""
     rank: int | None = None
     """1 for the likeliest."""
 
@@ -114,8 +122,8 @@ class EndEvent(Report):
     choices: tuple[ChoiceEnd, ...]
     """Every choice, by index."""
     usage: Usage
-    metrics: Metrics = Metrics()
-    timestamps: Timestamps = Timestamps()
+    metrics: Metrics = Metrics.model_construct()
+    timestamps: Timestamps = Timestamps.model_construct()
     kv_transfer: KVTransferTicket | None = None
 
 
@@ -131,7 +139,7 @@ class ErrorEvent(Report):
 
 StreamEvent = Annotated[StartEvent | DeltaEvent | EndEvent | ErrorEvent, Field(discriminator="type")]
 
-_EVENT: TypeAdapter[StreamEvent] = TypeAdapter(StreamEvent)
+_EVENT: TypeAdapter[StreamEvent] = TypeAdapter(StreamEvent, config=ConfigDict(defer_build=True))
 
 
 def parse_event(data: bytes | str) -> StreamEvent:

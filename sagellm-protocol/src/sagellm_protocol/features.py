@@ -6,7 +6,6 @@ A feature is what an engine might lack. A request uses a feature by setting a fi
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Union
 
 from .errors import ErrorCode, SageLLMError
 from .requests import EmbedRequest, Request, ScoreRequest
@@ -51,7 +50,7 @@ _IN_REQUEST = (
     (KV_TRANSFER, "kv_transfer", lambda r: r.kv_transfer is not None),
 )
 
-AnyRequest = Union[Request, EmbedRequest, ScoreRequest]
+AnyRequest = Request | EmbedRequest | ScoreRequest
 
 
 def features_of(request: AnyRequest) -> dict[str, str]:

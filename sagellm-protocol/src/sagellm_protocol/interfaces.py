@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from ._wire import Ask, Report
 from .blocks import BlockHash, KVEventBatch
@@ -24,8 +24,6 @@ from .sampling import TokenId
 
 class RenderedPrompt(Ask):
     """A prompt as the model will read it."""
-
-    model_config = ConfigDict(ser_json_bytes="hex", val_json_bytes="hex")
 
     token_ids: tuple[TokenId, ...] = Field(min_length=1)
     text: str | None = None
@@ -43,8 +41,8 @@ class Renderer(Protocol):
         """Apply the chat template, tokenise, truncate and hash.
 
         Raises:
-            SageLLMError: ``INVALID_REQUEST`` for what the template or vocabulary refuses; ``CONTEXT_LENGTH_EXCEEDED``, naming
-                both lengths, when the prompt leaves no room for a token or for the output asked for.
+            SageLLMError: ``INVALID_REQUEST`` for what the template or vocabulary refuses; ``CONTEXT_LENGTH_EXCEEDED``,
+                naming both lengths, when the prompt leaves no room for a token or for the output asked for.
         """
         ...
 
@@ -53,8 +51,8 @@ class Renderer(Protocol):
 class Engine(Protocol):
     """One model that answers, wherever it runs.
 
-    Made by ``create(spec: EngineSpec) -> Engine``, an entry point of the group ``sagellm.engines``; making one is cheap and
-    loads nothing.
+    Made by ``create(spec: EngineSpec) -> Engine``, an entry point of the group ``sagellm.engines``; making one is cheap
+    and loads nothing.
     """
 
     @property
@@ -78,8 +76,8 @@ class Engine(Protocol):
     def generate(self, request: Request, prompt: RenderedPrompt | None = None) -> AsyncGenerator[StreamEvent, None]:
         """Work on a request; yields its events as :mod:`sagellm_protocol.events` orders them.
 
-        Errors of the request come as its terminal event, also those found before any work. Closing the iterator before its
-        terminal event aborts the request: by the end of the step in which the abort arrives its blocks are free.
+        Errors of the request come as its terminal event, also those found before any work. Closing the iterator before
+        its terminal event aborts the request: by the end of the step in which the abort arrives its blocks are free.
 
         Args:
             request: Its id is unused among the requests in flight here.
@@ -229,7 +227,7 @@ class PlaneStatus(Report):
     in_flight: int = Field(default=0, ge=0)
     """Accepted and not ended, queued ones included."""
     accepted: int = Field(default=0, ge=0)
-    ended: dict[RequestEnding, int] = {}
+    ended: dict[RequestEnding, int] = Field(default={})
     """Counts by ending; with ``in_flight`` they sum to ``accepted``. Requests refused before they were accepted stand
     apart, in ``refused_early``."""
     refused_early: int = Field(default=0, ge=0)
@@ -244,16 +242,16 @@ class ControlPlane(Protocol):
         ...
 
     async def stop(self, drain_s: float | None = None) -> None:
-        """Refuse what is new, let what is in flight end within ``drain_s``, cancel the rest, stop the engines it launched."""
+        """Refuse what is new, let what is in flight end within ``drain_s``, cancel the rest, stop what it launched."""
         ...
 
     def submit(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """Serve a generation request; events as :mod:`sagellm_protocol.events` orders them.
 
         Everything that goes wrong comes as the terminal event: ``MODEL_NOT_FOUND`` when no engine serves the model,
-        ``UNAVAILABLE`` when none of those that do takes requests now. The request's id is a caller's, and stands in every
-        event; the plane mints the ids that engines see. Closing the iterator early cancels the request. How it ended is
-        counted by the time its terminal event can be read.
+        ``UNAVAILABLE`` when none of those that do takes requests now. The request's id is a caller's, and stands in
+        every event; the plane mints the ids that engines see. Closing the iterator early cancels the request. How it
+        ended is counted by the time its terminal event can be read.
         """
         ...
 

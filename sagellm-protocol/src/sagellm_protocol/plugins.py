@@ -51,8 +51,8 @@ def load(group: str, name: str) -> Any:
     """Import and return what ``name`` stands for in ``group``.
 
     Raises:
-        SageLLMError: ``NOT_INSTALLED`` when the name is unknown, listing those that are known; or when what it stands for cannot
-            be imported, with the reason.
+        SageLLMError: ``NOT_INSTALLED`` when the name is unknown, listing those that are known; or when what it stands
+            for cannot be imported, with the reason.
     """
     points = installed(group)
     point = points.get(name)
@@ -66,10 +66,13 @@ def load(group: str, name: str) -> Any:
         raise SageLLMError(ErrorCode.NOT_INSTALLED, f"nothing named {name!r} in {group}; {hint}")
     try:
         return point.load()
-    except (ImportError, AttributeError) as error:
+    except SageLLMError:
+        raise
+    except Exception as error:
         raise SageLLMError(
             ErrorCode.NOT_INSTALLED,
-            f"{name!r} of {group} is installed ({_origin(point)}) but cannot be loaded: {error}",
+            f"{name!r} of {group} is installed ({_origin(point)}) but cannot be loaded:"
+            f" {type(error).__name__}: {error}",
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The remote form of ``Engine``: paths, headers, framing and errors of an engine server over HTTP/1.1.
 
-Both ends are implemented elsewhere (a control plane's remote client and engine server); this module is the words they share.
+Both ends are implemented elsewhere (a control plane's remote client and engine server); this module is the words they
+share.
 
 Every path stands under :data:`PREFIX`. Bodies are JSON of this package's models.
 
@@ -16,12 +17,14 @@ Every path stands under :data:`PREFIX`. Bodies are JSON of this package's models
 ``POST /drain``             no body; 204 once drained
 ==========================  =====================================================================================
 
-**Framing.** ``/generate`` answers 200 with ``application/x-ndjson``: one event a line, in UTF-8 JSON. A blank line is a sign of
-life and is skipped; the server sends one whenever it has been silent for :data:`KEEPALIVE_S`. A client that hears nothing for
-:data:`SILENCE_LIMIT_S` takes the engine for dead. The stream is whole only if a terminal event was read; a connection that closes
-before is ``ENGINE_FAILED``, never a finish. A client that closes the connection aborts the request.
+**Framing.** ``/generate`` answers 200 with ``application/x-ndjson``: one event a line, in UTF-8 JSON. A blank line is a
+sign of life and is skipped; the server sends one whenever it has been silent for :data:`KEEPALIVE_S`. A client that
+hears nothing for :data:`SILENCE_LIMIT_S` takes the engine for dead. The stream is whole only if a terminal event was
+read; a connection that closes before is ``ENGINE_FAILED``, never a finish. A client that closes the connection aborts
+the request.
 
-**Errors.** Those of a generation come as its terminal event. All others answer the code's HTTP status with an :class:`ErrorBody`.
+**Errors.** Those of a generation come as its terminal event. All others answer the code's HTTP status with an
+:class:`ErrorBody`.
 
 **Versions.** Both ends send :data:`VERSION_HEADER`. Ends whose versions differ refuse each other with ``UNSUPPORTED``
 naming both; within one version messages only grow by fields that may be left out.

@@ -5,9 +5,16 @@ Knows nothing of API dialects (a gateway translates), nor of how a prompt become
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
 from ._wire import Ask
@@ -23,6 +30,11 @@ class TextPart(Ask):
 
     type: Literal["text"] = "text"
     text: str
+
+    @model_serializer(mode="wrap")
+    def _say_the_type(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # It is a default, and those are left out of the wire; but readers choose between kinds of parts by it.
+        return {"type": self.type, **serialize(self)}
 
 
 ContentPart = TextPart
@@ -75,7 +87,7 @@ class NamedTool(Ask):
     name: Name
 
 
-ToolChoice = Union[Literal["none", "auto", "required"], NamedTool]
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 class StructuredOutput(Ask):
@@ -152,12 +164,13 @@ class Request(_Routed):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     """Go on writing the last message instead of opening a new one."""
-    chat_template_kwargs: dict[str, JsonValue] = {}
+    chat_template_kwargs: dict[str, JsonValue] = Field(default={})
     tools: tuple[ToolDefinition, ...] = ()
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     structured: StructuredOutput | None = None
-    sampling: SamplingParams = SamplingParams()
+    # Made without validation, which would build validators while modules load.
+    sampling: SamplingParams = SamplingParams.model_construct()
     echo: bool = False
     """Put the prompt's text before the output's."""
     stream: bool = False
@@ -165,7 +178,7 @@ class Request(_Routed):
     kv_transfer: KVTransfer | None = None
 
     @model_validator(mode="after")
-    def _one_prompt(self) -> Self:
+    def _parts_agree(self) -> Self:
         given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -173,6 +186,12 @@ class Request(_Routed):
             )
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message needs add_generation_prompt=false")
+        wanted = self.tool_choice.name if isinstance(self.tool_choice, NamedTool) else None
+        if wanted is not None and wanted not in [tool.name for tool in self.tools]:
+            known = ", ".join(tool.name for tool in self.tools) or "none"
+            raise ValueError(f"tool_choice names {wanted!r}, which is not among the tools ({known})")
+        if self.tool_choice == "required" and not self.tools:
+            raise ValueError("tool_choice is required, and there are no tools")
         return self
 
 

@@ -47,8 +47,8 @@ class Response(Report):
     outputs: tuple[Output, ...] = Field(min_length=1)
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     usage: Usage
-    metrics: Metrics = Metrics()
-    timestamps: Timestamps = Timestamps()
+    metrics: Metrics = Metrics.model_construct()
+    timestamps: Timestamps = Timestamps.model_construct()
 
     @property
     def output_text(self) -> str:

@@ -5,9 +5,9 @@ Names and meanings are those vLLM and OpenAI's API made common. Knows nothing of
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from ._wire import Ask
@@ -17,6 +17,10 @@ MAX_CHOICES = 128
 MAX_LOGPROBS = 100
 """Most alternatives a token's log-probabilities may list."""
 MAX_STOP_STRINGS = 64
+
+
+def _as_tuple(stops: Any) -> Any:
+    return (stops,) if isinstance(stops, str) else stops
 
 
 def _not_blank(stops: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,7 +63,10 @@ class SamplingParams(Ask):
     """Only these may be produced."""
     bad_words: tuple[str, ...] = ()
     """Strings whose token sequences may not be completed."""
-    stop: Annotated[tuple[str, ...], AfterValidator(_not_blank)] = Field(default=(), max_length=MAX_STOP_STRINGS)
+    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_not_blank)] = Field(
+        default=(), max_length=MAX_STOP_STRINGS
+    )
+    """Strings that end a choice and, unless asked for, are left out of its text. One string may stand for itself."""
     stop_token_ids: tuple[TokenId, ...] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False

@@ -12,7 +12,7 @@ import time
 from typing import Protocol
 
 _SETTLE_TURNS = 20
-"""Turns of the event loop between two moments of virtual time: a wake-up that passes through this many tasks arrives."""
+"""Turns of the event loop between two moments: a wake-up that passes through this many tasks arrives in time."""
 
 
 class Clock(Protocol):
@@ -42,8 +42,8 @@ class WallClock:
 class VirtualClock:
     """Time that jumps to the next moment anybody waits for, as soon as everybody does.
 
-    It jumps after the event loop has turned a fixed number of times without a new sleeper being due; tasks that wait for
-    real input or output meanwhile are not seen, so it is for tests that do none.
+    It jumps after the event loop has turned a fixed number of times without a new sleeper being due; tasks that wait
+    for real input or output meanwhile are not seen, so it is for tests that do none.
     """
 
     def __init__(self, start: float = 0.0) -> None:

@@ -1,8 +1,8 @@
 """The mock engine: a real ``Engine`` whose answers are made up and whose speed, capacity and failures are told to it.
 
-It batches continuously in virtual steps, counts KV blocks, finds prefixes, queues, preempts, aborts, expires and drains as a
-real engine does, so that a control plane, a gateway or a load test may be tried against it. It says that it is a mock in
-``info.mock`` and in its text. Knows nothing of models.
+It batches continuously in virtual steps, counts KV blocks, finds prefixes, queues, preempts, aborts, expires and drains
+as a real engine does, so that a control plane, a gateway or a load test may be tried against it. It says that it is a
+mock in ``info.mock`` and in its text. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class MockEngine:
         self._kv_epoch, self._kv_sequence = uuid.uuid4().hex, 0
 
     def die(self, reason: str = "killed by its test") -> None:
-        """Die as a crashed core does: what is in flight fails, nothing new is taken, ``info.error`` tells the reason."""
+        """Die as a crashed core does: what is in flight fails, nothing new is taken, ``info.error`` says why."""
         self._state, self._error = EngineState.ERROR, reason
         self._fail_all(ErrorCode.ENGINE_FAILED, f"the mock engine died: {reason}")
         if self._task is not None:

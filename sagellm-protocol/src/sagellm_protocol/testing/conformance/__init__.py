@@ -1,4 +1,6 @@
-"""Suites that an implementer of an interface subclasses in its tests. They need pytest; the one for backends NumPy as well.
+"""Suites that an implementer of an interface subclasses in its tests.
+
+They need pytest and pytest-asyncio; the one for backends needs pytest and NumPy.
 
 A suite is a class of tests with hooks that make what is tested::
 

@@ -1,7 +1,7 @@
 """The conformance suite of :class:`~sagellm_protocol.interfaces.Engine`.
 
-Holds for an engine of any model: what depends on the model is compared with what the same engine said before. Features are
-tested where the engine offers them, and where it does not, that it refuses them by name. Needs pytest-asyncio.
+Holds for an engine of any model: what depends on the model is compared with what the same engine said before. Features
+are tested where the engine offers them, and where it does not, that it refuses them by name. Needs pytest-asyncio.
 """
 
 from __future__ import annotations

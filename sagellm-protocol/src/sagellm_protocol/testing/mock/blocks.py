@@ -1,7 +1,7 @@
 """A KV cache without keys or values: how many blocks are free, cached, used and leased, and which prefixes are known.
 
-A block is *used* while a sequence holds it. One that is full has a hash and may be held by several; once nobody holds it, it
-stays *cached* until its room is wanted, the least recently used first. Knows nothing of requests or time.
+A block is *used* while a sequence holds it. One that is full has a hash and may be held by several; once nobody holds
+it, it stays *cached* until its room is wanted, the least recently used first. Knows nothing of requests or time.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class BlockPool:
             self._holders[block] = self._holders.get(block, 0) + 1
 
     def take(self, count: int) -> bool:
-        """Take blocks without a hash, evicting cached ones for want of free ones. All of them, or none and ``False``."""
+        """Take blocks without a hash, evicting cached ones for want of free ones. All, or none and ``False``."""
         if count > self.available:
             return False
         evict = [self._cached.popitem(last=False)[0] for _ in range(count - self.free)]
@@ -80,7 +80,7 @@ class BlockPool:
         return True
 
     def name(self, block: BlockHash, parent: BlockHash | None) -> None:
-        """Give one of a caller's unnamed blocks its hash; if such a block is known, the caller holds that one instead."""
+        """Give one of a caller's unnamed blocks its hash; if that is known, the caller holds the known one instead."""
         self._unnamed -= 1
         if block in self._holders or block in self._cached:
             self.free += 1

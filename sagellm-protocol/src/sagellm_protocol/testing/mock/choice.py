@@ -24,7 +24,8 @@ class Choice:
 
     Attributes:
         index: Its number.
-        sampling: The request's parameters; the mock's distribution has one token, so temperature and the like change nothing.
+        sampling: The request's parameters; the mock's distribution has one token, so temperature and the like change
+            nothing.
         script: What it says, over and over until it ends.
         natural_end: Tokens after which it ends by itself.
         limit: Most tokens it may produce.

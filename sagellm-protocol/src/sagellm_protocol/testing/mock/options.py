@@ -90,8 +90,8 @@ def read(spec: EngineSpec) -> tuple[MockOptions, Limits]:
     """Options and limits of a spec.
 
     Raises:
-        SageLLMError: ``UNSUPPORTED`` for a field of the spec that a mock cannot honour; ``INVALID_REQUEST`` for an option that
-            it does not know, listing those it does.
+        SageLLMError: ``UNSUPPORTED`` for a field of the spec that a mock cannot honour; ``INVALID_REQUEST`` for an
+            option that it does not know, listing those it does.
     """
     for name, field in EngineSpec.model_fields.items():
         value = getattr(spec, name)

@@ -50,8 +50,8 @@ class MockRenderer:
         """Apply the template, encode, truncate and hash.
 
         Raises:
-            SageLLMError: ``CONTEXT_LENGTH_EXCEEDED`` naming both lengths; ``INVALID_REQUEST`` for an empty prompt or a token
-                outside the vocabulary; ``UNSUPPORTED`` for arguments to the template, which takes none.
+            SageLLMError: ``CONTEXT_LENGTH_EXCEEDED`` naming both lengths; ``INVALID_REQUEST`` for an empty prompt or a
+                token outside the vocabulary; ``UNSUPPORTED`` for arguments to the template, which takes none.
         """
         if request.chat_template_kwargs:
             raise SageLLMError(

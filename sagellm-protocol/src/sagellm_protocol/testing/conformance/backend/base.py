@@ -21,8 +21,8 @@ Floats = npt.NDArray[np.float64]
 class BackendSuite:
     """Hooks and helpers of the suite.
 
-    Tests run for each type the backend computes in, and each weight format it takes, as its capabilities list them; so they
-    must be made without touching a device that may be absent where tests are collected.
+    Tests run for each type the backend computes in, and each weight format it takes, as its capabilities list them; so
+    they must be made without touching a device that may be absent where tests are collected.
     """
 
     tolerance: ClassVar[Mapping[DType, float]] = {
