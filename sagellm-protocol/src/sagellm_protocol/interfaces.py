@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from pydantic import Field
 
@@ -33,7 +33,6 @@ class RenderedPrompt(Ask):
     """Of the full blocks, by :mod:`sagellm_protocol.blocks`."""
 
 
-@runtime_checkable
 class Renderer(Protocol):
     """Turns requests into tokens. One a model; needs neither torch nor a running engine."""
 
@@ -47,7 +46,6 @@ class Renderer(Protocol):
         ...
 
 
-@runtime_checkable
 class Engine(Protocol):
     """One model that answers, wherever it runs.
 
@@ -118,7 +116,6 @@ class Engine(Protocol):
         ...
 
 
-@runtime_checkable
 class KVEventSource(Protocol):
     """What an engine also is when it tells what its prefix cache holds; routers ask with ``isinstance``."""
 
@@ -233,7 +230,6 @@ class PlaneStatus(Report):
     refused_early: int = Field(default=0, ge=0)
 
 
-@runtime_checkable
 class ControlPlane(Protocol):
     """Many engines behind one door. Made by an entry point of the group ``sagellm.control_planes``."""
 

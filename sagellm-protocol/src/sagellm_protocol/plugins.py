@@ -5,8 +5,11 @@ Knows the names of the groups and nothing of what is behind them.
 
 from __future__ import annotations
 
+import inspect
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+
+from typing_extensions import get_protocol_members
 
 from .errors import ErrorCode, SageLLMError
 
@@ -74,6 +77,29 @@ def load(group: str, name: str) -> Any:
             f"{name!r} of {group} is installed ({_origin(point)}) but cannot be loaded:"
             f" {type(error).__name__}: {error}",
         ) from error
+
+
+def make(group: str, name: str, interface: type, *arguments: Any, **options: Any) -> Any:
+    """Load the factory ``name`` of ``group``, call it, and see that what it makes has the members of ``interface``.
+
+    Raises:
+        SageLLMError: As :func:`load`; ``NOT_INSTALLED`` naming the members that are missing; or what the factory raises.
+    """
+    made = load(group, name)(*arguments, **options)
+    # Looked up without being read: a property may well refuse before its object has started.
+    missing = sorted(member for member in get_protocol_members(interface) if not _has(made, member))
+    if missing:
+        raise SageLLMError(
+            ErrorCode.NOT_INSTALLED,
+            f"{name!r} of {group} makes a {type(made).__name__}, which is no {interface.__name__}:"
+            f" it lacks {', '.join(missing)}",
+        )
+    return made
+
+
+def _has(made: object, member: str) -> bool:
+    absent = object()
+    return inspect.getattr_static(made, member, absent) is not absent
 
 
 def _origin(point: EntryPoint) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sagellm_protocol import EngineSpec, ErrorCode, SageLLMError, plugins
+from sagellm_protocol import EngineSpec, plugins
 from sagellm_protocol.interfaces import Engine
 
 
@@ -12,11 +12,5 @@ def make_engine(spec: EngineSpec) -> Engine:
     Raises:
         SageLLMError: ``NOT_INSTALLED`` for an unknown engine, listing those there are; or what the engine refuses.
     """
-    create = plugins.load(plugins.ENGINES, spec.engine)
-    engine = create(spec)
-    if not isinstance(engine, Engine):
-        raise SageLLMError(
-            ErrorCode.NOT_INSTALLED,
-            f"{spec.engine!r} of {plugins.ENGINES} makes a {type(engine).__name__}, which is no Engine",
-        )
+    engine: Engine = plugins.make(plugins.ENGINES, spec.engine, Engine, spec)
     return engine

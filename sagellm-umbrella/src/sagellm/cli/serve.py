@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -64,7 +63,9 @@ def serve(
     server = component("sagellm_gateway.server")
     keys = {"api_keys": tuple(api_key)} if api_key else {}
     settings = component("sagellm_gateway.settings").load_settings(host=host, port=port, drain_s=drain, **keys)
-    plane = plugins.load(plugins.CONTROL_PLANES, "default")(policy=policy, routing=routing, max_queued=max_queued)
+    plane: ControlPlane = plugins.make(
+        plugins.CONTROL_PLANES, "default", ControlPlane, policy=policy, routing=routing, max_queued=max_queued
+    )
     spec = engine_spec(engine_options, model) if model is not None or not attach else None
     asyncio.run(_serve(server, plane, settings, spec, [(url, attach_key) for url in attach or ()], as_json))
 
@@ -95,8 +96,8 @@ async def _serve(
     finally:
         for task in (starting, serving):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        # Whatever went wrong is raised already; these two are only to have ended before the plane does.
+        await asyncio.gather(starting, serving, return_exceptions=True)
         await plane.stop()
 
 

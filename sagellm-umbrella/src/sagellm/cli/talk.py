@@ -131,7 +131,7 @@ class RemoteSource:
 def local_source(spec: EngineSpec) -> Iterator[tuple[BlockingPortal, Source]]:
     """Start an engine, and stop it afterwards."""
     with start_blocking_portal() as portal:
-        engine: Engine = plugins.load(plugins.ENGINES, spec.engine)(spec)
+        engine: Engine = plugins.make(plugins.ENGINES, spec.engine, Engine, spec)
         try:
             _interruptible(portal, engine.start)
             yield portal, LocalSource(engine)
