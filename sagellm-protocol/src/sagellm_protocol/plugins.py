@@ -83,7 +83,7 @@ def make(group: str, name: str, interface: type, *arguments: Any, **options: Any
     """Load the factory ``name`` of ``group``, call it, and see that what it makes has the members of ``interface``.
 
     Raises:
-        SageLLMError: As :func:`load`; ``NOT_INSTALLED`` naming the members that are missing; or what the factory raises.
+        SageLLMError: As :func:`load`; ``NOT_INSTALLED`` naming the members that are missing; what the factory raises.
     """
     made = load(group, name)(*arguments, **options)
     # Looked up without being read: a property may well refuse before its object has started.
