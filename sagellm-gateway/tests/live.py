@@ -10,12 +10,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from planes import SoloPlane
 from sagellm_gateway import GatewayServer, GatewaySettings, create_app
 from sagellm_gateway.server import bind
 from sagellm_protocol import EngineSpec
 from sagellm_protocol.testing import MockEngine
-
-from planes import SoloPlane
 
 T = TypeVar("T")
 WAIT_S = 20
@@ -43,7 +42,7 @@ class Live:
         """Wait, bounded, until something in the gateway's loop is so."""
 
         async def watch() -> None:
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - conditions of others have no event to wait for
                 await asyncio.sleep(0.005)
 
         self.call(asyncio.wait_for(watch(), WAIT_S))

@@ -101,7 +101,7 @@ class Meters:
             status: The control plane now.
         """
         engines = CollectorRegistry()
-        engines.register(_Status(status))  # type: ignore[no-untyped-call]
+        engines.register(_Status(status))
         return generate_latest(self._registry) + generate_latest(engines)
 
 

@@ -16,11 +16,10 @@ def bounded_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
         _in_headers = True
 
         def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if not self._in_headers:
-                return
+            # What follows a message in the same read is not counted: one read's worth at most.
             self._header_bytes += len(data)
-            if self._header_bytes > max_header_bytes and not self.transport.is_closing():
+            super().data_received(data)
+            if self._in_headers and self._header_bytes > max_header_bytes and not self.transport.is_closing():
                 self.transport.write(
                     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
                 )

@@ -29,6 +29,8 @@ _START = {
     ],
 }
 _SIGN_OF_LIFE = b": keep-alive\n\n"
+_GOODBYE_S = 1.0
+"""Seconds that a reader has to take the error that ends its stream."""
 
 
 class EventWriter:
@@ -90,7 +92,8 @@ class EventWriter:
             since = self._writing_since
             due = self._last + self._keep_alive_s if since is None else since + self._stall_s
             if now < due:
-                await asyncio.sleep(due - now)
+                # A write may begin meanwhile, and then stall.
+                await asyncio.sleep(min(due - now, self._stall_s))
             elif since is not None:
                 return
             else:
@@ -139,7 +142,10 @@ class EventStream(Response):
         except SageLLMError as error:
             if not writer.started:
                 raise
-            await writer.write(f"data: {json.dumps(error_body(error))}\n\n".encode())
+            try:
+                await asyncio.wait_for(writer.write(f"data: {json.dumps(error_body(error))}\n\n".encode()), _GOODBYE_S)
+            except asyncio.TimeoutError:
+                return
         await writer.close()
 
     async def _write(self, writer: EventWriter) -> None:
