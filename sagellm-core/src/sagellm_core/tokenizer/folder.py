@@ -1,5 +1,6 @@
 """A tokenizer read from a Hugging Face folder: ``tokenizer.json`` and the files that say how to use it.
 
+What is put before and after a text is for ``tokenizer.json`` alone to say, as transformers 5 has it too.
 Knows nothing of weights. The slow formats (``tokenizer.model``, ``vocab.json`` with ``merges.txt``) are refused by
 name.
 """
@@ -14,7 +15,6 @@ from sagellm_core.loading.errors import corrupt, not_a_checkpoint, unsupported
 from sagellm_core.loading.fields import Fields, read_object
 
 from .chat import ChatTemplates, is_template_name
-from .gguf import surround
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,11 +37,6 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     _add_tokens(backend, config)
     named = _named_tokens(config, _optional(folder / "special_tokens_map.json"))
     backend.add_special_tokens([token for token in named.values() if backend.token_to_id(token) is not None])
-    if "add_bos_token" in config.values or "add_eos_token" in config.values:
-        bos = named.get("bos_token") if config.flag("add_bos_token", False) else None
-        eos = named.get("eos_token") if config.flag("add_eos_token", False) else None
-        known = {token for token in (bos, eos) if token is not None and backend.token_to_id(token) is not None}
-        surround(backend, bos if bos in known else None, eos if eos in known else None)
     return Tokenizer(backend, named, _templates(folder, config))
 
 

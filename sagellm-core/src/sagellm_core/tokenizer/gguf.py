@@ -65,12 +65,12 @@ def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer:
     backend.add_tokens([token for token in added if not token.special])
     bos = named.get("bos_token") if fields.flag("add_bos_token", add_bos) else None
     eos = named.get("eos_token") if fields.flag("add_eos_token", False) else None
-    surround(backend, bos, eos)
+    _surround(backend, bos, eos)
     return Tokenizer(backend, named, _templates(file))
 
 
-def surround(backend: Backend, bos: str | None, eos: str | None) -> None:
-    """Have ``backend`` put these tokens before and after a text, in place of whatever it did."""
+def _surround(backend: Backend, bos: str | None, eos: str | None) -> None:
+    """Have ``backend`` put these tokens before and after a text."""
     from tokenizers import processors
 
     single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]

@@ -29,7 +29,7 @@ class Tokenizer:
         chat: Chat templates; none for a model that was not made to chat.
     """
 
-    backend: Backend
+    backend: Backend = field(repr=False)
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     chat: ChatTemplates = field(default_factory=ChatTemplates)
 
