@@ -1,8 +1,8 @@
 """An executor without a model: the next token is a hash of all tokens before it, read back through the block tables.
 
-Every token that a plan computes is written into the block its table names; a sampled token is the hash of what the tables then hold,
-over as much as the group's window shows. A wrong table, count, block that was given away too early or prefix that was not the
-same therefore shows as a wrong token, or as a read of what was never written.
+Every token that a plan computes is written into the block its table names; a sampled token is the hash of what the
+tables then hold, over as much as the group's window shows. A wrong table, count, block that was given away too early or
+prefix that was not the same therefore shows as a wrong token, or as a read of what was never written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def next_token(tokens: list[int], windows: tuple[int | None, ...] = (None,)) -> 
     return int.from_bytes(digest.digest()[:4], "big") % VOCAB
 
 
-def alone(prompt: list[int], count: int, *, eos: int | None = None, windows: tuple[int | None, ...] = (None,)) -> list[int]:
+def alone(prompt: list[int], count: int, *, eos: int | None = None, windows: tuple[int | None, ...] = (None,)) ->
+list[int]:
     """What a prompt is continued with when nothing else runs."""
     tokens = list(prompt)
     for _ in range(count):
@@ -47,12 +48,26 @@ class Done:
 
 
 class FakeExecutor:
-    """Args: layers' specs; ``fail_on`` names a token whose computation raises; ``burst`` tokens come from a decoding step."""
+    """A model of nothing.
 
-    def __init__(self, *specs: KVSpec, fail_on: int | None = None, burst: int = 1, max_position_embeddings: int = 4096) -> None:
+    Args:
+        specs: What each layer keeps.
+        fail_on: A token whose computation raises.
+        pace: Tokens that come of a row that samples, in turn: as with drafts of which none or several are accepted.
+        max_position_embeddings: Its context.
+    """
+
+    def __init__(
+        self,
+        *specs: KVSpec,
+        fail_on: int | None = None,
+        pace: tuple[int, ...] = (1,),
+        max_position_embeddings: int = 4096,
+    ) -> None:
         self.specs = specs or (FULL,)
         self.fail_on = fail_on
-        self.burst = burst
+        self.pace = pace
+        self._paced = 0
         self.plans: list[StepPlan] = []
         self.stopped = False
         self._max_position_embeddings = max_position_embeddings
@@ -126,8 +141,12 @@ class FakeExecutor:
         digest = hashlib.sha256()
         for visible in seen:
             digest.update(repr(visible).encode())
+        wanted = self.pace[self._paced % len(self.pace)]
+        self._paced += 1
+        if not wanted:
+            return None
         produced = [int.from_bytes(digest.digest()[:4], "big") % VOCAB]
-        while len(produced) < self.burst:  # as a draft that was accepted
+        while len(produced) < wanted:
             produced.append(next_token([*tokens, *produced], self._windows))
         tokens.extend(produced)
         return SlotResult(slot, produced)

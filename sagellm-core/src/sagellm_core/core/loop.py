@@ -105,6 +105,11 @@ class EngineCore:
         return self._executor.info
 
     @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
+
+    @property
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
         return bool(self._requests) and not self._stalled
@@ -237,6 +242,10 @@ class EngineCore:
     ) -> None:
         """Account for one row: what was computed, what was produced, and what of it was rejected."""
         sequence.num_scheduled = 0
+        if produced is not None and produced.error is not None:
+            sequence.finish, sequence.error = Finish.FAILED, produced.error
+            self._end(sequence, outputs)
+            return
         output: CoreOutput | None = None
         computed = sequence.num_computed + scheduled
         if produced is not None:

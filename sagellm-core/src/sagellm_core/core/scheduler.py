@@ -1,10 +1,10 @@
 """What the next step computes: decode and prefill under one token budget, admission, preemption.
 
 Policy. Running sequences that decode come first, one token each; then running prefills in order of service, in chunks;
-then, unless something had to be preempted, waiting sequences in order of service. A sequence that cannot be given a
-block takes it from the last in order of service, which is recomputed later. The first in order is never preempted for
-another, so it always gets on; alone it ends when the pool does. Admission takes the blocks of all known tokens at once,
-so prefills never compete half-way.
+then waiting sequences in order of service, as long as a few blocks stay for those who run. A sequence that cannot be
+given a block takes it from the last in order of service, which is recomputed later. The first in order is never
+preempted for another, so it always gets on; alone it ends when the pool does. Admission takes the blocks of all known
+tokens at once, so prefills never compete half-way.
 
 Holds no tensors, calls no executor; plain integers in, a :class:`~.plan.StepPlan` out.
 """
@@ -111,7 +111,7 @@ class Scheduler:
         draft = _Draft(self._budget)
         if self.running:
             self._go_on(draft)
-        if not draft.preempted and self._slots and len(self.waiting):
+        if self._slots and len(self.waiting):
             self._admit(draft)
         if not draft.rows and not draft.ended:
             return None
