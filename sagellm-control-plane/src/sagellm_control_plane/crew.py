@@ -10,7 +10,8 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 
@@ -97,7 +98,7 @@ class Crew:
             member.starting = scope
             try:
                 if isinstance(member.origin, Launched):
-                    launcher = await launcher_named(member.origin.launcher)
+                    launcher = member.origin.through or await launcher_named(member.origin.launcher)
                     member.handle = await launcher.start(member.origin.spec, member.engine_id)
                     member.engine = member.handle.engine
                 else:
@@ -131,14 +132,14 @@ class Crew:
 
     async def _watch(self, member: Member) -> None:
         while member.state is not EngineState.STOPPED:
-            if member.engine is None and not member.restarting:
+            member.poke.clear()
+            if member.engine is None:
                 await self._reach(member)
             else:
                 await self._look(member)
-            if member.state is EngineState.ERROR and self._may_restart(member):
+            if member.state is EngineState.ERROR and self.may_restart(member):
                 await self._restart(member)
                 continue
-            member.poke.clear()
             await _within(self._settings.poll_interval_s, member.poke.wait())
 
     async def _look(self, member: Member) -> None:
@@ -148,12 +149,12 @@ class Crew:
         try:
             stats = await asyncio.wait_for(engine.stats(), limit)
         except asyncio.TimeoutError:
-            self._missed(member, f"it did not answer within {limit:g} s")
+            await self._unheard(member, f"it did not answer within {limit:g} s")
         except SageLLMError as error:
-            self._missed(member, error.message)
+            await self._unheard(member, error.message)
         except Exception as error:
             log.exception("engine %s raised when asked for its stats", member.engine_id)
-            self._missed(member, f"{type(error).__name__}: {error}")
+            await self._unheard(member, f"{type(error).__name__}: {error}")
         else:
             self._heard(member, stats)
 
@@ -179,7 +180,16 @@ class Crew:
             # Room may have grown, or the engine may have left a drain of its own.
             self._dispatcher.pump()
 
-    def _missed(self, member: Member, reason: str) -> None:
+    async def _unheard(self, member: Member, reason: str) -> None:
+        """Nothing was heard of an engine: its launcher may know for certain that it is gone."""
+        handle = member.handle
+        if handle is not None and await handle.status() is EngineState.ERROR:
+            self.died(member, " | ".join(["its process ended", *await handle.logs(5)]))
+        else:
+            self.failed(member, reason)
+
+    def failed(self, member: Member, reason: str) -> None:
+        """Note a failed look; enough of them in a row make an engine dead."""
         member.failures += 1
         if member.failures >= self._settings.failures_threshold:
             self.died(member, reason)
@@ -190,25 +200,34 @@ class Crew:
             return
         log.warning("engine %s counts as dead: %s", member.engine_id, reason)
         member.become(EngineState.ERROR, reason)
-        member.restarting = self._may_restart(member)
+        member.restarting = self.may_restart(member)
         loss = SageLLMError(ErrorCode.ENGINE_FAILED, f"engine {member.engine_id} died: {reason}")
         for ticket in tuple(member.tickets.values()):
             ticket.interrupt(loss, final=False)
         self._dispatcher.fleet_changed()
 
     async def _reach(self, member: Member) -> None:
-        """Try to start or reach an engine that never was."""
+        """Start an engine that was not yet started, or try to reach one that runs elsewhere."""
+        launched = isinstance(member.origin, Launched)
+        if launched and member.state is not EngineState.STARTING:
+            return
         try:
             await self._bring_up(member)
         except SageLLMError as error:
-            self._missed(member, error.message)
+            member.may_recover = error.retryable
+            if launched:
+                self.died(member, error.message)
+            else:
+                self.failed(member, error.message)
 
     # --- restarting ---------------------------------------------------------------------------------------------------
 
-    def _may_restart(self, member: Member) -> bool:
+    def may_restart(self, member: Member) -> bool:
+        """Whether it would be started anew if it died."""
         return (
             self._settings.auto_restart
             and isinstance(member.origin, Launched)
+            and member.may_recover
             and member.restarts < self._settings.max_restarts
         )
 
@@ -218,14 +237,17 @@ class Crew:
         try:
             delay = self._settings.restart_backoff_s * 2**member.restarts
             member.restarts += 1
-            member.restarted_at = self._clock()
+            member.restarted_at, member.restarted_unix = self._clock(), time.time()
             await asyncio.sleep(delay)
             await self._release(member)
+            if member.state is EngineState.STOPPED:
+                return
             member.become(EngineState.STARTING)
             await self._bring_up(member)
         except SageLLMError as error:
             if member.state is not EngineState.STOPPED:
                 log.warning("engine %s did not restart: %s", member.engine_id, error.message)
+                member.may_recover = error.retryable
                 member.become(EngineState.ERROR, error.message)
         finally:
             member.restarting = False
@@ -261,8 +283,12 @@ class Crew:
         self.begin_drain(member)
         if drain_s:
             await _within(drain_s, _emptied(member))
-        if member.state is EngineState.STOPPED:
-            return
+        if member.state is not EngineState.STOPPED:
+            await self.leave(engine_id)
+
+    def leave(self, engine_id: str) -> Coroutine[Any, Any, None]:
+        """Send an engine nothing from this call on; what is returned frees what it holds."""
+        member = self._fleet.member(engine_id)
         member.become(EngineState.STOPPED)
         self._forget(member)
         loss = SageLLMError(ErrorCode.UNAVAILABLE, f"engine {engine_id} was stopped")
@@ -270,6 +296,9 @@ class Crew:
             ticket.interrupt(loss, final=False)
         if member.starting is not None:
             member.starting.cancel()
+        return self._clear_out(member)
+
+    async def _clear_out(self, member: Member) -> None:
         await _within(self._settings.abort_timeout_s, _emptied(member))
         await self._release(member)
 

@@ -43,6 +43,9 @@ class Dispatcher:
         self.deciding_s = 0.0
         """Time spent in rounds that gave out at least one."""
         self.longest_queue = 0
+        self.arrivals = 0
+        self.queue_seen = 0
+        """Lengths of the queue as each arrival found it, summed."""
         self._fleet = fleet
         self._clock = clock
         self._rng = rng
@@ -57,6 +60,8 @@ class Dispatcher:
         self._check_hope(ticket)
         ticket.stage = Stage.QUEUED
         ticket.turn = asyncio.get_running_loop().create_future()
+        self.arrivals += 1
+        self.queue_seen += len(self.queue)
         self.queue.add(ticket, self._scene())
         self.pump()
 

@@ -22,6 +22,7 @@ from sagellm_protocol import (
     EngineState,
     EngineStats,
     ErrorCode,
+    Launcher,
     ModelInfo,
     SageLLMError,
 )
@@ -45,6 +46,8 @@ class Launched:
 
     launcher: str
     spec: EngineSpec
+    through: Launcher | None = field(default=None, repr=False)
+    """The launcher itself, where the one of that name would not do (an address of its own)."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Member:
     """Looks or attempts in a row that failed."""
     restarts: int = 0
     restarted_at: float | None = None
+    restarted_unix: float | None = None
+    """The same moment in Unix seconds, for people."""
+    may_recover: bool = True
+    """Whether starting it again could help; not after a refusal that would be the same again."""
     restarting: bool = False
     starting: anyio.CancelScope | None = None
     """Around the start that is under way."""
@@ -89,6 +96,8 @@ class Member:
     """Unix seconds of the last sign of life."""
     since_s: int = field(default_factory=lambda: int(time.time()))
     capacity: int = 1
+    most_sequences: int | None = None
+    """Sequences that an operator lets this plane send there at most."""
     told: EngineState = EngineState.STARTING
     """The engine's own word on its state. This and what follows is as last heard: asking for each decision would
     cost more than deciding."""
@@ -146,6 +155,8 @@ class Member:
         self.render_key = (info.model_key or f"{info.engine}:{info.model}", info.capabilities.block_size)
         limit = self.capabilities.max_num_seqs
         self.capacity = default_capacity if limit is None else limit + math.ceil(limit * slack)
+        if self.most_sequences is not None:
+            self.capacity = min(self.capacity, self.most_sequences)
 
     def could_serve(self, ticket: Ticket) -> bool:
         """Whether it offers what a request needs, room aside. One that has not told yet might."""

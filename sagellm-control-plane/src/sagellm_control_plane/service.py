@@ -161,8 +161,13 @@ class ControlPlaneService:
         """End all requests in flight whose caller uses this id."""
         tickets = self.ledger.known_as(request_id)
         for ticket in tickets:
-            self._interrupt(ticket, SageLLMError(ErrorCode.CANCELLED, f"request {request_id!r} was cancelled"))
+            self.cancel_ticket(ticket)
         return bool(tickets)
+
+    def cancel_ticket(self, ticket: Ticket) -> None:
+        """End one request in flight."""
+        name = ticket.request.request_id
+        self._interrupt(ticket, SageLLMError(ErrorCode.CANCELLED, f"request {name!r} was cancelled"))
 
     async def render(self, request: Request) -> RenderedPrompt:
         """The prompt as the model that ``request`` names would read it."""
