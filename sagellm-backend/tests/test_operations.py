@@ -239,6 +239,17 @@ def test_attention_agrees_with_the_reference_over_mixed_steps(fast, truth, dtype
         close(one, other, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 4])
+def test_attention_agrees_with_the_reference_over_many_streams(fast, truth, dtype, window):
+    specs = [KVSpec(2, 8, 8, window)]
+    steps = [[1 + 5 * (s % 4) for s in range(19)], [1] * 19, [1] * 18 + [0], [1, 2, *[1] * 17]]
+    got, _ = run_steps(fast, specs, 6, steps, dtype, num_blocks=128)
+    want, _ = run_steps(truth, specs, 6, steps, dtype, num_blocks=128)
+    for one, other in zip(got, want, strict=True):
+        close(one, other, dtype)
+
+
 def test_attention_gives_the_same_whether_a_prompt_is_chunked_or_batched(fast):
     alone = [run_steps(fast, [FULL], 4, [[n]], DType.FLOAT32)[0][0] for n in (23,)]
     chunked, _ = run_steps(fast, [FULL], 4, [[8, 3], [8, 1], [6, 1], [1, 1]], DType.FLOAT32)
@@ -248,7 +259,7 @@ def test_attention_gives_the_same_whether_a_prompt_is_chunked_or_batched(fast):
 
 def test_a_neighbours_broken_numbers_stay_with_it(fast):
     cache = fast.allocate_kv([FULL], 8, 4, DType.FLOAT32)
-    cache.rows[0].fill_(float("nan"))
+    cache.both[0].fill_(float("nan"))
     q, k, v = (random(2, h, 8, dtype=DType.FLOAT32, seed=h) for h in (4, 2, 2))
     for query, key, value, total in ((q, k, v, (1, 1)), (q, k, v, (2, 2)), (q[:1], k[:1], v[:1], (3,))):
         plan = fast.plan_attention(cache, AttentionBatch([1] * len(total), total, [[[0], [5]][: len(total)]]))
@@ -266,8 +277,8 @@ def test_an_empty_step_is_allowed(fast):
 def test_blocks_can_be_copied_exported_and_imported(fast, dtype):
     specs = [FULL, KVSpec(1, 8, 16)]
     cache = fast.allocate_kv(specs, 6, 4, dtype)
-    for layer, rows in enumerate(cache.rows):
-        rows.copy_(random(*rows.shape, dtype=dtype, seed=layer))
+    for seed, plane in enumerate((*cache.keys, *cache.values)):
+        plane.copy_(random(*plane.shape, dtype=dtype, seed=seed))
     before = [fast.export_blocks(cache, [block]) for block in range(6)]
     fast.copy_blocks(cache, [(0, 3), (3, 5)])
     after = [fast.export_blocks(cache, [block]) for block in range(6)]

@@ -1,18 +1,17 @@
-"""The paged key/value pool of torch backends: one row a token, keys then values of all its heads.
+"""The paged key/value pool of torch backends: of each layer, key heads then value heads, each with one row a token.
 
 Knows nothing of attention, sequences or which blocks are in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from typing_extensions import Buffer
-
 from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
+from typing_extensions import Buffer
 
 from .dtypes import bytes_tensor
 
@@ -20,12 +19,15 @@ from .dtypes import bytes_tensor
 class PagedKV:
     """Blocks of every layer in one lazily touched allocation.
 
-    Memory that was never written reads as zero: positions past a sequence's end hold finite numbers, so that a masked
-    weight of zero times such a value is zero.
+    Heads are outermost, so that gathering a sequence's rows gives each head a matrix of its own, as matrix multiplication
+    wants it.
 
     Attributes:
-        rows: Of each layer, ``[N * P, Hkv * D + Hkv * Dv]``.
-        groups: Of each layer, its place among the distinct specs in order of first appearance.
+        keys: Of each layer, ``[Hkv, N * P, D]``.
+        values: Of each layer, ``[Hkv, N * P, Dv]``.
+        both: Of each layer, keys and values as ``[2 Hkv, N * P, D]`` where they are of one size, else ``None``.
+        group_specs: The distinct specs, in order of first appearance.
+        groups: Of each layer, the place of its spec among those.
     """
 
     def __init__(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
@@ -35,9 +37,10 @@ class PagedKV:
         self.dtype = dtype
         self.group_specs = tuple(dict.fromkeys(self.specs))
         self.groups = tuple(self.group_specs.index(spec) for spec in self.specs)
-        widths = [spec.num_kv_heads * (spec.head_dim + spec.value_dim) for spec in self.specs]
         tokens = num_blocks * block_size
-        self.nbytes = tokens * sum(widths) * dtype.itemsize
+        shapes = [(spec.num_kv_heads, tokens, size) for spec in self.specs for size in (spec.head_dim, spec.value_dim)]
+        sizes = [heads * rows * size for heads, rows, size in shapes]
+        self.nbytes = sum(sizes) * dtype.itemsize
         try:
             # calloc hands out untouched zero pages; torch.zeros would write them all.
             store = torch.from_numpy(np.zeros(self.nbytes, dtype=np.uint8)).view(dtype)
@@ -47,24 +50,20 @@ class PagedKV:
                 f"a key/value pool of {num_blocks} blocks takes {self.nbytes} bytes, more than can be reserved here;"
                 " ask for fewer blocks",
             ) from None
-        pieces = torch.split(store, [tokens * width for width in widths])
-        self.rows = tuple(piece.view(tokens, width) for piece, width in zip(pieces, widths, strict=True))
-
-    def blocks(self, layer: int) -> torch.Tensor:
-        """A layer's rows by block, ``[N, P, width]``."""
-        return self.rows[layer].view(self.num_blocks, self.block_size, -1)
-
-    def keys(self, layer: int) -> torch.Tensor:
-        """A layer's keys, a view ``[N * P, Hkv, D]``."""
-        spec = self.specs[layer]
-        return self.rows[layer][:, : spec.num_kv_heads * spec.head_dim].unflatten(1, (spec.num_kv_heads, spec.head_dim))
-
-    def values(self, layer: int) -> torch.Tensor:
-        """A layer's values, a view ``[N * P, Hkv, Dv]``."""
-        spec = self.specs[layer]
-        return self.rows[layer][:, spec.num_kv_heads * spec.head_dim :].unflatten(
-            1, (spec.num_kv_heads, spec.value_dim)
+        self._planes = [piece.view(shape) for piece, shape in zip(torch.split(store, sizes), shapes, strict=True)]
+        self.keys = tuple(self._planes[0::2])
+        self.values = tuple(self._planes[1::2])
+        self.both = tuple(
+            keys.as_strided((2 * spec.num_kv_heads, tokens, spec.head_dim), keys.stride(), keys.storage_offset())
+            if spec.head_dim == spec.value_dim
+            else None
+            for spec, keys in zip(self.specs, self.keys, strict=True)
         )
+
+    def row_bytes(self, group: int) -> int:
+        """Bytes that a layer of a group keeps of one token."""
+        spec = self.group_specs[group]
+        return spec.num_kv_heads * (spec.head_dim + spec.value_dim) * self.dtype.itemsize
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks ``source → target`` in every layer; every source is read before any target is written."""
@@ -72,16 +71,13 @@ class PagedKV:
             return
         source = torch.tensor([pair[0] for pair in pairs])
         target = torch.tensor([pair[1] for pair in pairs])
-        for layer in range(len(self.specs)):
-            blocks = self.blocks(layer)
-            blocks[target] = blocks[source]
+        for blocks in self._by_block():
+            blocks[:, target] = blocks[:, source]
 
     def export(self, blocks: Sequence[int]) -> bytes:
-        """Contents of blocks: layer by layer, within a layer in the order given."""
+        """Contents of blocks: layer by layer, keys then values, head by head, in the order given."""
         index = torch.tensor(blocks, dtype=torch.int64)
-        return b"".join(
-            self.blocks(layer)[index].view(torch.uint8).numpy().tobytes() for layer in range(len(self.specs))
-        )
+        return b"".join(plane[:, index].view(torch.uint8).numpy().tobytes() for plane in self._by_block())
 
     def load(self, blocks: Sequence[int], data: Buffer) -> None:
         """Write what :meth:`export` of the same layout made.
@@ -94,11 +90,16 @@ class PagedKV:
         if held != expected:
             raise SageLLMError(
                 ErrorCode.INVALID_REQUEST,
-                f"{len(blocks)} blocks of this layout take {expected} bytes, but {held} were given; both ends must agree"
-                " on layers, heads, block size and dtype",
+                f"{len(blocks)} blocks of this layout take {expected} bytes, but {held} were given; both ends must"
+                " agree on layers, heads, block size and dtype",
             )
         index = torch.tensor(blocks, dtype=torch.int64)
         flat = bytes_tensor(data).view(self.dtype)
-        sizes = [len(blocks) * self.block_size * rows.shape[1] for rows in self.rows]
-        for layer, piece in enumerate(torch.split(flat, sizes)):
-            self.blocks(layer)[index] = piece.view(len(blocks), self.block_size, -1)
+        sizes = [plane.shape[0] * len(blocks) * self.block_size * plane.shape[2] for plane in self._planes]
+        for plane, piece in zip(self._by_block(), torch.split(flat, sizes), strict=True):
+            plane[:, index] = piece.view(plane.shape[0], len(blocks), self.block_size, plane.shape[3])
+
+    def _by_block(self) -> Iterator[torch.Tensor]:
+        """Every layer's keys and values, each ``[Hkv, N, P, D]``."""
+        for plane in self._planes:
+            yield plane.view(plane.shape[0], self.num_blocks, self.block_size, plane.shape[2])

@@ -165,7 +165,7 @@ class CpuBackend(TorchBackend):
 
     def plan_attention(self, cache: PagedKV, batch: AttentionBatch) -> StepPlan:
         """Index tensors and masks of a step."""
-        return plan_step(cache.group_specs, cache.block_size, cache.dtype, batch)
+        return plan_step(cache, batch)
 
     def attention(
         self,

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from sagellm_protocol.backend import AttentionBatch, KVSpec
+from sagellm_protocol.backend import AttentionBatch
+
+from sagellm_backend.paged import PagedKV
 
 _SPARE_SHARE = 0.25
 """Largest share of a rectangle that may be padding …"""
 _SPARE_ROWS = 256
 """… unless it is fewer rows than this, which cost less than another call."""
+_SPAN_BYTES = 8 << 20
+"""Most that one call gathers of several sequences: past the processor's cache it would be read from memory again."""
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -34,7 +38,7 @@ class Span:
         keys: Rows of the pool to attend to: a slice where they lie together, else ``[n * length]`` int64; ``None`` for the step's
             own keys and values.
         length: Keys of each, after padding.
-        mask: Added to scores, ``[n, 1, query_len, length]``, or ``None``.
+        mask: Added to scores, ``[n, 1, query_len, length]`` float32, or ``None``.
         causal: Whether query ``i`` sees keys up to ``i``; only without a mask.
     """
 
@@ -67,12 +71,12 @@ class StepPlan:
     groups: tuple[GroupPlan, ...]
 
 
-def plan_step(specs: Sequence[KVSpec], block_size: int, dtype: torch.dtype, batch: AttentionBatch) -> StepPlan:
-    """Plan a step for each distinct spec; masks are made in ``dtype``."""
+def plan_step(cache: PagedKV, batch: AttentionBatch) -> StepPlan:
+    """Plan a step for each distinct spec of ``cache``."""
     return StepPlan(
         tuple(
-            _plan_group(spec.window, block_size, dtype, batch, tables)
-            for spec, tables in zip(specs, batch.block_tables, strict=True)
+            _plan_group(spec.window, cache.block_size, _SPAN_BYTES // cache.row_bytes(group), batch, tables)
+            for group, (spec, tables) in enumerate(zip(cache.group_specs, batch.block_tables, strict=True))
         )
     )
 
@@ -98,7 +102,7 @@ class _Sequence:
 
 
 def _plan_group(
-    window: int | None, block_size: int, dtype: torch.dtype, batch: AttentionBatch, tables: Sequence[Sequence[int]]
+    window: int | None, block_size: int, most_rows: int, batch: AttentionBatch, tables: Sequence[Sequence[int]]
 ) -> GroupPlan:
     sequences = []
     token = 0
@@ -110,13 +114,13 @@ def _plan_group(
     written = [s.rows(block_size, s.context_len - s.query_len, s.context_len) for s in sequences if s.query_len]
     slots = torch.from_numpy(np.concatenate(written) if written else np.empty(0, dtype=np.int64))
     decoding = [s for s in sequences if s.query_len == 1]
-    spans = [_decode_span(members, block_size, dtype) for members in _alike(decoding)]
-    spans += [_prompt_span(s, window, block_size, dtype) for s in sequences if s.query_len > 1]
+    spans = [_decode_span(members, block_size) for members in _alike(decoding, most_rows)]
+    spans += [_prompt_span(s, window, block_size) for s in sequences if s.query_len > 1]
     return GroupPlan(slots, tuple(spans))
 
 
-def _alike(sequences: list[_Sequence]) -> Iterator[list[_Sequence]]:
-    """Split by length so that little of each rectangle is padding; members in order of token."""
+def _alike(sequences: list[_Sequence], most_rows: int) -> Iterator[list[_Sequence]]:
+    """Split by length so that little of each rectangle is padding, and none is large; members in order of token."""
     ordered = sorted(sequences, key=lambda s: s.num_keys, reverse=True)
     members: list[_Sequence] = []
     spare = 0
@@ -124,7 +128,8 @@ def _alike(sequences: list[_Sequence]) -> Iterator[list[_Sequence]]:
         if members:
             longest = members[0].num_keys
             spare += longest - sequence.num_keys
-            if spare > max(_SPARE_ROWS, _SPARE_SHARE * longest * (len(members) + 1)):
+            rows = longest * (len(members) + 1)
+            if rows > most_rows or spare > max(_SPARE_ROWS, _SPARE_SHARE * rows):
                 yield sorted(members, key=lambda s: s.first_token)
                 members, spare = [], 0
         members.append(sequence)
@@ -132,7 +137,7 @@ def _alike(sequences: list[_Sequence]) -> Iterator[list[_Sequence]]:
         yield sorted(members, key=lambda s: s.first_token)
 
 
-def _decode_span(members: list[_Sequence], block_size: int, dtype: torch.dtype) -> Span:
+def _decode_span(members: list[_Sequence], block_size: int) -> Span:
     first = members[0]
     count = len(members)
     lengths = np.array([s.num_keys for s in members])
@@ -155,11 +160,11 @@ def _decode_span(members: list[_Sequence], block_size: int, dtype: torch.dtype) 
     mask = None
     if int(lengths.min()) != length:
         hidden = torch.from_numpy(np.arange(length) >= lengths[:, None])[:, None, None]
-        mask = torch.zeros(count, 1, 1, length, dtype=dtype).masked_fill_(hidden, float("-inf"))
+        mask = torch.zeros(count, 1, 1, length).masked_fill_(hidden, float("-inf"))
     return Span(tokens, count, 1, keys, length, mask, causal=False)
 
 
-def _prompt_span(sequence: _Sequence, window: int | None, block_size: int, dtype: torch.dtype) -> Span:
+def _prompt_span(sequence: _Sequence, window: int | None, block_size: int) -> Span:
     new, total = sequence.query_len, sequence.context_len
     tokens = slice(sequence.first_token, sequence.first_token + new)
     windowed = window is not None and total > window
@@ -171,7 +176,7 @@ def _prompt_span(sequence: _Sequence, window: int | None, block_size: int, dtype
     hidden = key > query
     if window is not None:
         hidden |= key <= query - window
-    mask = torch.zeros(1, 1, *hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+    mask = torch.zeros(1, 1, *hidden.shape).masked_fill_(hidden, float("-inf"))
     return Span(tokens, 1, new, keys, sequence.num_keys, mask, causal=False)
 
 

@@ -37,7 +37,7 @@ def attend(
     Returns:
         ``[T, Hq, Dv]`` in ``q``'s dtype.
     """
-    keys, values = cache.keys(layer), cache.values(layer)
+    keys, values = cache.keys[layer].transpose(0, 1), cache.values[layer].transpose(0, 1)  # [N * P, Hkv, D]
     window = cache.specs[layer].window
     tables = batch.block_tables[cache.groups[layer]]
     repeat = q.shape[1] // k.shape[1]
