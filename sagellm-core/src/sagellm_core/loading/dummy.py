@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,12 @@ class DummyCheckpoint(Checkpoint):
 
     def __contains__(self, name: object) -> bool:
         return name in self._shapes
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of the weights: what they are made from, as making them all would take a while."""
+        made_from = (self._seed, self.config.architecture, *self._shapes.items())
+        return hashlib.sha256(repr(made_from).encode()).hexdigest()
 
     def _read(self, name: str) -> RawWeight:
         shape = self._shapes[name]
