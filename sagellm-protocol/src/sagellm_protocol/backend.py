@@ -280,8 +280,19 @@ class FusableUnit:
     An ``mlp`` has ``config["activation"]`` (``silu``, ``gelu``, ``gelu_tanh``), the weights ``gate_up`` and ``down``,
     and is called with ``x [T, E]`` for ``[T, E]``.
 
+    A ``layer`` is a pre-norm decoder layer. It adds to an ``mlp`` the weights ``qkv`` and ``out``, the vectors
+    ``input_norm``, ``post_norm`` and, where heads are normalised, ``q_norm`` and ``k_norm``, and in ``config``
+    ``num_heads``, ``num_kv_heads``, ``head_dim``, ``scale``, ``window``, ``rope`` (a :class:`RopeSpec` or ``None``),
+    ``eps`` and ``layer`` (its place in the cache). It is called with ``(x, residual, positions, cache, plan)``, where
+    ``x [T, E]`` is the output of the layer before, not yet added to ``residual [T, E]`` (``None`` for the first), and
+    returns its own output and residual likewise.
+
+    A ``decoder`` is the whole stack: each layer's roles under ``layers.{i}.``, in ``config`` too, the weight
+    ``embedding``, the vector ``norm``, and in ``config`` ``num_layers``, ``dtype`` and the last norm's ``eps``. It is
+    called with ``(ids, positions, cache, plan)`` for ``[T, E]`` after the last norm.
+
     Attributes:
-        kind: What it is (``mlp``, ``attention``, ``layer``, ``decoder``); the names a backend lists in ``fused_units``.
+        kind: What it is (``mlp``, ``layer``, ``decoder``); the names a backend lists in ``fused_units``.
         config: Numbers that describe it (sizes, epsilons, activation by name).
         weights: Its packed weights by role. For a unit of layers, roles carry the layer's number (``layers.3.qkv``).
         vectors: Its unpacked tensors by role (norm weights, biases).

@@ -26,11 +26,11 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from ._wire import Report
 
-BlockHash = bytes
+BlockHash = Annotated[bytes, WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}$"})]
 """32 bytes; lowercase hexadecimal where JSON carries it."""
 
 _DOMAIN = b"sagellm.block.1\0"
@@ -160,5 +160,5 @@ class KVTransferTicket(Report):
     layout: KVLayout
     expires_in_s: float = Field(gt=0)
     """Time remaining when the ticket was sent; clocks are never compared across hosts."""
-    payload: bytes = b""
+    payload: Annotated[bytes, WithJsonSchema({"type": "string", "pattern": "^([0-9a-f]{2})*$"})] = b""
     """Whatever else the connector needs."""
