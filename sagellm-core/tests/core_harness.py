@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import Any
 
 from fake_executor import FakeExecutor
-
 from sagellm_core.core.loop import EngineCore, Outputs
 from sagellm_core.core.plan import StepPlan, TokenSampling
 from sagellm_core.core.request import Beginning, CoreRequest, Ending

@@ -28,8 +28,9 @@ def next_token(tokens: list[int], windows: tuple[int | None, ...] = (None,)) -> 
     return int.from_bytes(digest.digest()[:4], "big") % VOCAB
 
 
-def alone(prompt: list[int], count: int, *, eos: int | None = None, windows: tuple[int | None, ...] = (None,)) ->
-list[int]:
+def alone(
+    prompt: list[int], count: int, *, eos: int | None = None, windows: tuple[int | None, ...] = (None,)
+) -> list[int]:
     """What a prompt is continued with when nothing else runs."""
     tokens = list(prompt)
     for _ in range(count):

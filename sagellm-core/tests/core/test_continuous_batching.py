@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from core_harness import Harness, assert_all_free
 from fake_executor import FULL, FakeExecutor, alone
-
 from sagellm_core.core.loop import CoreBroken
 from sagellm_core.core.sequence import Finish
 from sagellm_protocol import KVSpec

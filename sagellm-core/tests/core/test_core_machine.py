@@ -1,14 +1,14 @@
-"""Whatever is asked, in whatever order: books balance after every step, and tokens are those of a request that runs alone."""
+"""Whatever is asked in whatever order, books balance after every step and tokens are those of a request run alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from core_harness import Harness, assert_all_free
-from fake_executor import FULL, FakeExecutor, alone
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from core_harness import Harness, assert_all_free
+from fake_executor import FULL, FakeExecutor, alone
 from sagellm_core.core.sequence import Finish
 from sagellm_protocol import KVSpec
 

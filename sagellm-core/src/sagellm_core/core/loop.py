@@ -19,7 +19,7 @@ from sagellm_protocol.blocks import root_hash
 
 from .block_manager import BlockManager, group_specs
 from .block_pool import CacheObserver
-from .plan import SlotResult
+from .plan import SlotResult, StepPlan
 from .process_memory import PeakMemory
 from .request import Beginning, CoreOutput, CoreRequest, CoreStats, Ending
 from .scheduler import Scheduler, Step
@@ -182,17 +182,18 @@ class EngineCore:
         self._note_times(step)
         for sequence in step.ended:
             self._end(sequence, outputs)
-        if not step.rows:
+        plan = step.plan
+        if plan is None:
             return outputs
         try:
-            result = self._executor.run(step.plan).result()
+            result = self._executor.run(plan).result()
         except Exception as error:  # whatever it is, it is reported to those it happened to
-            logger.exception("step %d failed", step.plan.step)
-            self._fail(step, error, outputs)
+            logger.exception("step %d failed", plan.step)
+            self._fail(step.rows, plan, error, outputs)
             return outputs
         self._failures = 0
         by_slot = {produced.slot: produced for produced in result.slots}
-        for sequence, scheduled, samples in zip(step.rows, step.plan.num_scheduled, step.plan.samples, strict=True):
+        for sequence, scheduled, samples in zip(step.rows, plan.num_scheduled, plan.samples, strict=True):
             self._take_in(sequence, scheduled, samples, by_slot.get(sequence.slot), outputs)
         return outputs
 
@@ -296,13 +297,13 @@ class EngineCore:
             del self._requests[sequence.request]
             del self._by_ticket[request.origin, request.ticket]
 
-    def _fail(self, step: Step, error: Exception, outputs: Outputs) -> None:
+    def _fail(self, rows: list[Sequence], plan: StepPlan, error: Exception, outputs: Outputs) -> None:
         self._failures += 1
-        self._scheduler.unschedule(step)
-        message = f"step {step.plan.step} failed: {type(error).__name__}: {error}"
+        self._scheduler.drop_again(plan)
+        message = f"step {plan.step} failed: {type(error).__name__}: {error}"
         if self._failures >= FAILURES_IN_A_ROW:
             raise CoreBroken(f"{self._failures} steps in a row failed; the last: {message}") from error
-        for sequence in step.rows:
+        for sequence in rows:
             sequence.finish, sequence.error = Finish.FAILED, message
             self._end(sequence, outputs)
 

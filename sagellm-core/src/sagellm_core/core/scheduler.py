@@ -26,14 +26,14 @@ class Step:
     """One step, with the sequences its plan speaks of by slot.
 
     Attributes:
-        plan: For the executor.
+        plan: For the executor; ``None`` when there is nothing to compute.
         rows: The sequence of each of the plan's rows.
         admitted: Those that were given a slot for it.
         preempted: Those that lost theirs for it.
         ended: Those that left because the pool has no further block for them, alone as they are.
     """
 
-    plan: StepPlan
+    plan: StepPlan | None
     rows: list[Sequence]
     admitted: list[Sequence]
     preempted: list[Sequence]
@@ -117,11 +117,9 @@ class Scheduler:
             return None
         return self._step(draft)
 
-    def unschedule(self, step: Step) -> None:
-        """Undo a step that could not be run, as far as its rows go; the slots it drops will be dropped again."""
-        for sequence in step.rows:
-            sequence.num_scheduled = 0
-        self._dropped.extend(step.plan.dropped)
+    def drop_again(self, plan: StepPlan) -> None:
+        """Have the next plan repeat the drops of one that failed: who can say how far it got."""
+        self._dropped.extend(plan.dropped)
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out, in whatever state it is; its blocks are free at once."""
@@ -213,6 +211,8 @@ class Scheduler:
 
     def _step(self, draft: _Draft) -> Step:
         rows = list(draft.rows)
+        if not rows:
+            return Step(None, rows, draft.admitted, draft.preempted, draft.ended)
         plan = StepPlan(
             step=self._steps,
             dropped=self._dropped,
