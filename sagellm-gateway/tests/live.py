@@ -14,6 +14,7 @@ from planes import SoloPlane
 from sagellm_gateway import GatewayServer, GatewaySettings, create_app
 from sagellm_gateway.server import bind
 from sagellm_protocol import EngineSpec
+from sagellm_protocol.plugins import CONTROL_PLANES, load
 from sagellm_protocol.testing import MockEngine
 
 T = TypeVar("T")
@@ -66,14 +67,22 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(make_plane: Callable[[], Any], **settings: Any) -> Iterator[Live]:
-    """Serve a plane made in the gateway's own loop until the block ends."""
+def live(make_plane: Callable[[], Any], engine: EngineSpec | None = None, **settings: Any) -> Iterator[Live]:
+    """Serve a plane made in the gateway's own loop until the block ends.
+
+    Args:
+        make_plane: Makes the plane.
+        engine: An engine for the plane to start.
+        settings: Those of the gateway.
+    """
     ready: Future[Live] = Future()
     configured = GatewaySettings(**{"port": 0, "drain_s": 5.0, "log_level": "warning", **settings})
 
     async def main() -> None:
         plane = make_plane()
         await plane.start()
+        if engine is not None:
+            await plane.start_engine(engine)
         listener = bind(configured.host, configured.port)
         try:
             app = create_app(plane, configured)
@@ -106,6 +115,11 @@ def mock_engine(**options: Any) -> MockEngine:
     """A mock that answers to ``mock``; ``options`` are its own."""
     limits = {name: options.pop(name) for name in ("max_num_seqs", "max_model_len") if name in options}
     return MockEngine(EngineSpec(engine="mock", model="mock", options=options, **limits), engine_id="e0")
+
+
+def default_plane() -> Any:
+    """The installed control plane, found as the gateway finds it."""
+    return load(CONTROL_PLANES, "default")()
 
 
 def mock_plane(**options: Any) -> Callable[[], SoloPlane]:

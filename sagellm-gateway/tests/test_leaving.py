@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from live import WAIT_S, Live, live, mock_engine, mock_plane
+from live import WAIT_S, Live, default_plane, live, mock_engine, mock_plane
 from planes import ScriptedPlane, SoloPlane
-from sagellm_protocol import EngineStats
+from sagellm_protocol import EngineSpec, EngineStats, PlaneStatus, RequestEnding
 from scripts import delta, end, endless, silent_after, start
 
 
@@ -57,6 +57,22 @@ def test_a_closed_socket_frees_the_engine(stream: bool, path: str, fields: Any, 
         assert freed.used_blocks == 0
         assert freed.cancelled == (len(fields["prompt"]) if "prompt" in fields else 1)
         gateway.until(lambda: gateway.server._lifecycle.in_flight == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_closed_socket_ends_the_request_in_the_control_plane(stream: bool) -> None:
+    with live(default_plane, EngineSpec(engine="mock", model="mock", options=LONG)) as gateway:
+        connection = gateway.raw(request(stream=stream))
+
+        async def reached(in_flight: int) -> PlaneStatus:
+            while (status := await gateway.plane.status()).in_flight != in_flight:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            return status
+
+        gateway.call(asyncio.wait_for(reached(1), WAIT_S))
+        connection.close()
+        status = gateway.call(asyncio.wait_for(reached(0), WAIT_S))
+        assert status.ended[RequestEnding.CANCELLED] == status.accepted == 1
 
 
 def test_a_reset_connection_frees_the_engine() -> None:

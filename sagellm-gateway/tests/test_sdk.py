@@ -9,10 +9,21 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from live import WAIT_S, Live, live, mock_plane
+from live import WAIT_S, Live, default_plane, live, mock_plane
+from sagellm_protocol import EngineSpec
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 TEXT = "Hello from the mock."
+
+
+@pytest.fixture(scope="module", params=["an engine alone", "the control plane"])
+def gateway(request: pytest.FixtureRequest) -> Iterator[Live]:
+    if request.param == "an engine alone":
+        serving = live(mock_plane(text=TEXT))
+    else:
+        serving = live(default_plane, EngineSpec(engine="mock", model="mock", options={"text": TEXT}))
+    with serving as found:
+        yield found
 
 
 @pytest.fixture

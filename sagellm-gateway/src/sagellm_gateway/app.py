@@ -5,7 +5,6 @@ Knows nothing of sockets or signals.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -20,9 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sagellm_protocol import ControlPlane, SageLLMError
-from sagellm_protocol.plugins import CONTROL_PLANES, load
 
-from .attach import attach_all
 from .errors import error_response, plain_error
 from .gateway import Gateway
 from .lifecycle import Lifecycle
@@ -35,6 +32,7 @@ from .middleware.prefix import ApiPrefix
 from .openai.chat import ChatBody
 from .openai.completions import CompletionBody
 from .openai.embeddings import EmbeddingBody
+from .own_plane import make_plane, started
 from .relay import Relay
 from .routes import ROUTERS
 from .settings import GatewaySettings, load_settings
@@ -52,18 +50,13 @@ def create_app(control_plane: ControlPlane | None = None, settings: GatewaySetti
         SageLLMError: A setting is wrong, or no control plane is installed.
     """
     settings = settings or load_settings()
-    plane = control_plane if control_plane is not None else load(CONTROL_PLANES, settings.control_plane)()
+    plane = make_plane(settings) if control_plane is None else control_plane
     meters, lifecycle = Meters(), Lifecycle()
 
     @asynccontextmanager
     async def owned(_: FastAPI) -> AsyncIterator[None]:
-        await plane.start()
-        attaching = asyncio.ensure_future(attach_all(plane, settings))
-        try:
+        async with started(plane, settings):
             yield
-        finally:
-            attaching.cancel()
-            await plane.stop(drain_s=0.0)
 
     app = FastAPI(
         title="isagellm gateway",

@@ -7,7 +7,7 @@ report, and carry the engine's id too; what an engine does not measure has no se
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,6 +19,7 @@ from sagellm_protocol import (
     EndEvent,
     EngineRecord,
     EngineState,
+    EngineStats,
     ErrorCode,
     ErrorEvent,
     PlaneStatus,
@@ -33,13 +34,14 @@ _MINUTES = (10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0
 _WHOLE = (0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, *_MINUTES)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
-_GAUGES = (
+_Read = Callable[[EngineStats], float | None]
+_GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ("num_requests_running", "Sequences that hold KV blocks.", lambda stats: stats.running),
     ("num_requests_waiting", "Sequences that wait in the engine.", lambda stats: stats.waiting),
     ("kv_cache_usage_perc", "Share of the KV blocks that sequences hold; 1 is all.", lambda stats: stats.kv_usage),
     ("heartbeat_age_seconds", "Since the engine's core last proved alive.", lambda stats: stats.heartbeat_age_s),
 )
-_COUNTERS = (
+_COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     ("prompt_tokens", "Prompt tokens, as the engine counts them.", lambda stats: stats.prompt_tokens),
     ("generation_tokens", "Tokens produced.", lambda stats: stats.generation_tokens),
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_queried_tokens),

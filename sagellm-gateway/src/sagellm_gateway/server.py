@@ -9,6 +9,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from sagellm_protocol import ControlPlane, ErrorCode, SageLLMError
 
 from .app import create_app
+from .own_plane import make_plane, started
 from .protocol import bounded_protocol
 from .settings import GatewaySettings, load_settings
 
@@ -95,21 +97,23 @@ async def serve(
     """Serve until a signal, then drain and return.
 
     Args:
-        control_plane: Where requests go; started and stopped by the caller. With none, as :func:`create_app`.
+        control_plane: Where requests go; started and stopped by the caller. With none, the one that the settings name
+            is made, started and stopped here.
         settings: Read from the environment when absent.
         on_ready: Called with the gateway's address once it answers.
 
     Raises:
-        SageLLMError: The address cannot be had, or it would be open to strangers.
+        SageLLMError: The address cannot be had, or would be open to strangers; or the control plane does not start.
     """
     settings = settings or load_settings()
     settings.refuse_exposure()
-    app = create_app(control_plane, settings)
-    listener = bind(settings.host, settings.port)
-    try:
-        await GatewayServer(app, settings, on_ready).serve(sockets=[listener])
-    finally:
-        listener.close()
+    async with AsyncExitStack() as held:
+        listener = held.enter_context(bind(settings.host, settings.port))
+        plane = control_plane
+        if plane is None:
+            plane = make_plane(settings)
+            await held.enter_async_context(started(plane, settings))
+        await GatewayServer(create_app(plane, settings), settings, on_ready).serve(sockets=[listener])
 
 
 def bind(host: str, port: int) -> socket.socket:
