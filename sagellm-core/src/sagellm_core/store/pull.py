@@ -129,14 +129,13 @@ def place_of(model: CatalogueModel, folder: Path) -> Path:
     return folder / model.files[0].path if len(model.files) == 1 else folder
 
 
-def unknown_model(name: str, catalogue: Mapping[str, CatalogueModel] = CATALOGUE, why: str = "") -> SageLLMError:
+def unknown_model(name: str, catalogue: Mapping[str, CatalogueModel], why: str = "", also: str = "") -> SageLLMError:
     """The refusal of a name that means nothing here, with the names that do."""
     near = difflib.get_close_matches(name.lower(), list(catalogue), n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return SageLLMError(
         ErrorCode.MODEL_NOT_FOUND,
-        f"unknown model {name!r}{why}; known by name are {', '.join(catalogue)}; a path of a file or folder, or a hub"
-        f" name (org/name), will do as well.{hint}",
+        f"unknown model {name!r}{why}; known by name are {', '.join(catalogue)}{also}.{hint}",
         "model",
     )
 

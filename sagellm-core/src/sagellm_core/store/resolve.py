@@ -58,8 +58,14 @@ def resolve(
         raise SageLLMError(ErrorCode.MODEL_NOT_FOUND, f"there is no file or folder {model!r}", "model")
     name = _HUB_NAME.fullmatch(model)
     if name is None:
-        raise unknown_model(model, catalogue)
+        raise _refusal(model, catalogue)
     return _from_hub(model, name["repo"], name["file"], revision, catalogue)
+
+
+def _refusal(model: str, catalogue: Mapping[str, CatalogueModel], why: str = "") -> SageLLMError:
+    return unknown_model(
+        model, catalogue, why, "; a path of a file or folder, or a hub name (org/name), will do as well"
+    )
 
 
 def _exists(path: Path) -> bool:
@@ -92,14 +98,14 @@ def _from_hub(
         return here
     reason = unreachable(f"{endpoint()}/api/models/{repo}")
     if reason is not None:
-        raise unknown_model(model, catalogue, f": no such path, and not to be had from the hub ({reason})")
+        raise _refusal(model, catalogue, f": no such path, and not to be had from the hub ({reason})")
     try:
         there = _fetch(huggingface_hub, repo, file, revision, local=False)
     except (OSError, ValueError) as error:
         # The hub's own errors derive from these, and say what is wrong (gated, no such revision, ...).
-        raise unknown_model(model, catalogue, f": the hub refuses it ({_first_line(error)})") from error
+        raise _refusal(model, catalogue, f": the hub refuses it ({_first_line(error)})") from error
     if there is None:
-        raise unknown_model(
+        raise _refusal(
             model, catalogue, f": the repository has no whole set of safetensors; of GGUF, name one: {repo}/FILE.gguf"
         )
     return there

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _CONTROL, _USER_DEFINED = 3, 4
 _SPACE = "\u2581"
+# Finding the ways to make a token takes the square of its length.
+_LONGEST_PIECE = 512
 _NAMED = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -107,6 +109,9 @@ def _sentencepiece(fields: Fields, tokens: list[str], named: Mapping[str, str]) 
         found = len(scores) if isinstance(scores, list) else "no"
         raise corrupt(fields.source, f"has {found} scores for {len(tokens)} tokens")
     vocabulary = _vocabulary(fields, tokens)
+    longest = max(tokens, key=len)
+    if len(longest) > _LONGEST_PIECE:
+        raise corrupt(fields.source, f"a token has {len(longest)} characters; {_LONGEST_PIECE} are possible")
     merges = _merges_from_scores(vocabulary, scores)
     unknown = named.get("unk_token") or tokens[0]
     backend = Backend(
