@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -27,6 +29,19 @@ def ask(model: str = "m", max_tokens: int | None = 8, **fields: Any) -> Request:
     return Request(
         **{"request_id": f"r{next(_IDS)}", "model": model, "prompt": "hello", "sampling": sampling, **fields}
     )
+
+
+async def until(holds: Callable[[], Any], patience_s: float = 30.0) -> None:
+    """Return once ``holds`` does, which may be a coroutine function; fail after a while."""
+
+    async def watch() -> None:
+        while True:
+            held = holds()
+            if await held if inspect.isawaitable(held) else held:
+                return
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(watch(), patience_s)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conftest import ask, mock
+from conftest import ask, mock, until
 from sagellm_control_plane.service import ControlPlaneService, create
 from sagellm_protocol import (
     SLO,
@@ -40,14 +40,6 @@ async def _read(plane: ControlPlaneService, request: object) -> list[StreamEvent
 def code(events: list[StreamEvent]) -> ErrorCode:
     assert isinstance(events[-1], ErrorEvent), events
     return events[-1].error.code
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async def poll() -> None:
-        while not holds():  # noqa: ASYNC110 - what is waited for is another's plain state
-            await asyncio.sleep(0.005)
-
-    await asyncio.wait_for(poll(), PATIENCE_S)
 
 
 async def test_two_clients_may_use_one_id_and_cancelling_it_ends_both(planes: Planes) -> None:

@@ -77,7 +77,7 @@ class Member:
     """Requests that have a place here, by number."""
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever the last of them has left."""
-    renders: int = 0
+    renders: set[anyio.CancelScope] = field(default_factory=set)
     """Prompts being rendered here."""
     failures: int = 0
     """Looks or attempts in a row that failed."""

@@ -5,12 +5,16 @@ Knows nothing of templates or tokens' meaning.
 
 from __future__ import annotations
 
-import asyncio
+import anyio
 
 from sagellm_protocol import ErrorCode, RenderedPrompt, Request, SageLLMError
 
 from .fleet import Fleet, Member
+from .relay import broken
 from .ticket import Ticket
+
+IMPATIENT_S = 1.0
+"""Wait for the first engine asked while there are others; the next has all the time there is, lest load breed load."""
 
 
 class RenderDesk:
@@ -36,13 +40,15 @@ class RenderDesk:
             SageLLMError: The renderer's refusal; ``UNAVAILABLE`` when none of them answers.
         """
         left = list(among)
+        limit = min(self._timeout_s, IMPATIENT_S) if len(left) > 1 else self._timeout_s
         error = SageLLMError(ErrorCode.UNAVAILABLE, f"no engine can render a prompt for {request.model!r} now")
         while left:
             member = min(left, key=_eagerness)
             left.remove(member)
             try:
-                return await self._ask(member, request), member
+                return await self._ask(member, request, limit), member
             except SageLLMError as refusal:
+                limit = self._timeout_s
                 if not refusal.retryable:
                     raise
                 error = refusal
@@ -58,23 +64,28 @@ class RenderDesk:
             return None
         key = member.render_key
         if key not in ticket.prompts:
-            ticket.prompts[key] = await self._ask(member, ticket.request)
+            ticket.prompts[key] = await self._ask(member, ticket.request, self._timeout_s)
         return ticket.prompts[key]
 
-    async def _ask(self, member: Member, request: Request) -> RenderedPrompt:
+    async def _ask(self, member: Member, request: Request, limit_s: float) -> RenderedPrompt:
         if member.engine is None:
             raise SageLLMError(ErrorCode.UNAVAILABLE, f"engine {member.engine_id} has not started")
-        member.renders += 1
-        try:
-            return await asyncio.wait_for(member.engine.renderer.render(request), self._timeout_s)
-        except asyncio.TimeoutError:
-            member.failures += 1
-            raise SageLLMError(
-                ErrorCode.UNAVAILABLE, f"engine {member.engine_id} did not render a prompt within {self._timeout_s:g} s"
-            ) from None
-        finally:
-            member.renders -= 1
+        with anyio.move_on_after(limit_s) as scope:
+            # Cancelled too when the engine is found dead.
+            member.renders.add(scope)
+            try:
+                return await member.engine.renderer.render(request)
+            except SageLLMError:
+                raise
+            except Exception as error:
+                raise broken(member, error) from error
+            finally:
+                member.renders.discard(scope)
+        member.poke.set()
+        raise SageLLMError(
+            ErrorCode.UNAVAILABLE, f"engine {member.engine_id} did not render a prompt within {limit_s:g} s"
+        )
 
 
 def _eagerness(member: Member) -> tuple[bool, int, int]:
-    return (member.suspect, -(member.capabilities.max_model_len or 0), member.renders)
+    return (member.suspect, -(member.capabilities.max_model_len or 0), len(member.renders))

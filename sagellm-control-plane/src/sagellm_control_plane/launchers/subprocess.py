@@ -120,9 +120,13 @@ class SubprocessLauncher:
         host: Address they bind.
         port: Theirs; 0 takes any free one.
         keepalive_s: Silence after which their streams send a sign of life.
+        drain_s: Longest that requests in flight may take after a signal that did not come from here.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, keepalive_s: float = KEEPALIVE_S) -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 0, keepalive_s: float = KEEPALIVE_S, drain_s: float = 0.0
+    ) -> None:
+        self._drain_s = drain_s
         self._host = host
         self._port = port
         self._keepalive_s = keepalive_s
@@ -154,7 +158,7 @@ class SubprocessLauncher:
             host=self._host,
             port=self._port,
             api_key=key,
-            drain_s=0.0,
+            drain_s=self._drain_s,
             keepalive_s=self._keepalive_s,
             parent_pid=os.getpid(),
             report_fd=writing,
