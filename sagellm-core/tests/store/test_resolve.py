@@ -95,7 +95,9 @@ def test_a_hub_that_never_answers_keeps_nobody_waiting(monkeypatch: pytest.Monke
 def test_a_hub_that_refuses_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with serving(Hub({})) as hub:
-        reason = hub_module.unreachable(f"{hub.url}/org/tiny/resolve/main/none")
+        url = f"{hub.url}/org/tiny/resolve/main/none"
+        reason = hub_module.unreachable(url)
+        assert hub_module.unreachable(url, any_answer=True) is None
     assert reason is not None
     assert "answered 404" in reason
 

@@ -35,8 +35,10 @@ def file_url(repo: str, revision: str, path: str) -> str:
     return f"{endpoint()}/{repo}/resolve/{urllib.parse.quote(revision, safe='')}/{urllib.parse.quote(path)}"
 
 
-def unreachable(url: str, seconds: float = PROBE_SECONDS) -> str | None:
+def unreachable(url: str, seconds: float = PROBE_SECONDS, *, any_answer: bool = False) -> str | None:
     """Why ``url`` cannot be fetched, or ``None`` if it can.
+
+    With ``any_answer``, a refusal counts as reached: whoever asks next may have the right to more.
 
     Answers within ``seconds`` whatever the network does: name resolution has no timeout of its own, so the question is
     put by a thread that is left behind if it hangs.
@@ -45,21 +47,21 @@ def unreachable(url: str, seconds: float = PROBE_SECONDS) -> str | None:
         if os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}:
             return f"{variable} is set"
     answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=lambda: answers.put(_ask(url, seconds)), name="hub-probe", daemon=True).start()
+    threading.Thread(target=lambda: answers.put(_ask(url, seconds, any_answer)), name="hub-probe", daemon=True).start()
     try:
         return answers.get(timeout=seconds)
     except queue.Empty:
         return f"{_host(url)} did not answer within {seconds:g} s"
 
 
-def _ask(url: str, seconds: float) -> str | None:
+def _ask(url: str, seconds: float, any_answer: bool) -> str | None:
     try:
         request = urllib.request.Request(url, method="HEAD", headers=_HEADERS)
         with urllib.request.urlopen(request, timeout=seconds):
             return None
     except urllib.error.HTTPError as error:
         with error:
-            return f"{_host(url)} answered {error.code} {error.reason}"
+            return None if any_answer else f"{_host(url)} answered {error.code} {error.reason}"
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"{_host(url)} cannot be reached: {getattr(error, 'reason', None) or error}"
 

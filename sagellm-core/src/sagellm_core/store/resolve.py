@@ -96,7 +96,7 @@ def _from_hub(
     here = _fetch(huggingface_hub, repo, file, revision, local=True)
     if here is not None:
         return here
-    reason = unreachable(f"{endpoint()}/api/models/{repo}")
+    reason = unreachable(f"{endpoint()}/api/models/{repo}", any_answer=True)
     if reason is not None:
         raise _refusal(model, catalogue, f": no such path, and not to be had from the hub ({reason})")
     try:
