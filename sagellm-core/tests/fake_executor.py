@@ -8,10 +8,11 @@ prefix that was not the same therefore shows as a wrong token, or as a read of w
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from sagellm_core.core.plan import SlotResult, StepPlan, StepResult
+from sagellm_core.core.plan import SlotResult, StepPlan, StepResult, TokenLogprob, TokenSampling
 from sagellm_core.executor.base import CacheLayout, ModelInfo
 from sagellm_protocol import DeviceInfo, DType, KVSpec, MemoryInfo
 
@@ -53,9 +54,10 @@ class FakeExecutor:
 
     Args:
         specs: What each layer keeps.
-        fail_on: A token whose computation raises.
+        fail_on: A token that raises when it is computed as part of a prompt.
         pace: Tokens that come of a row that samples, in turn: as with drafts of which none or several are accepted.
         max_position_embeddings: Its context.
+        step_s: Seconds a step takes.
     """
 
     def __init__(
@@ -64,11 +66,14 @@ class FakeExecutor:
         fail_on: int | None = None,
         pace: tuple[int, ...] = (1,),
         max_position_embeddings: int = 4096,
+        step_s: float = 0.0,
     ) -> None:
         self.specs = specs or (FULL,)
         self.fail_on = fail_on
         self.pace = pace
+        self.step_s = step_s
         self._paced = 0
+        self._sampling: dict[int, tuple[TokenSampling, int]] = {}
         self.plans: list[StepPlan] = []
         self.stopped = False
         self._max_position_embeddings = max_position_embeddings
@@ -111,11 +116,13 @@ class FakeExecutor:
             self._tables.pop(slot, None)
         for new in plan.added:
             assert new.slot not in self._slots, "the slot is taken"
+            self._sampling[new.slot] = new.sampling, len(new.prompt)
             self._slots[new.slot] = [*new.prompt, *new.output]
             self._tables[new.slot] = [[] for _ in self._windows]
         for blocks in plan.blocks:
             for table, ids in zip(self._tables[blocks.slot], blocks.groups, strict=True):
                 table.extend(ids)
+        time.sleep(self.step_s)
         return Done(StepResult(plan.step, [produced for row in self._rows(plan) if (produced := self._row(*row))]))
 
     def stop(self) -> None:
@@ -132,7 +139,7 @@ class FakeExecutor:
         assert computed + scheduled <= len(tokens), "a token is computed before it is known"
         assert samples == (computed + scheduled == len(tokens))
         for position in range(computed, computed + scheduled):
-            if tokens[position] == self.fail_on:
+            if tokens[position] == self.fail_on and position < self._sampling[slot][1]:
                 raise RuntimeError(f"cannot compute token {self.fail_on}")
             for group in range(len(self._windows)):
                 self._cache[group][self._place(slot, group, position)] = tokens[position]
@@ -149,8 +156,12 @@ class FakeExecutor:
         produced = [int.from_bytes(digest.digest()[:4], "big") % VOCAB]
         while len(produced) < wanted:
             produced.append(next_token([*tokens, *produced], self._windows))
+        sampling, prompt_len = self._sampling[slot]
+        while len(tokens) - prompt_len < sampling.min_tokens and produced[0] in sampling.end_ids:
+            produced = [(produced[0] + 1) % VOCAB]
         tokens.extend(produced)
-        return SlotResult(slot, produced)
+        logprobs = [] if sampling.logprobs is None else [_logprob(token, sampling.logprobs) for token in produced]
+        return SlotResult(slot, produced, logprobs)
 
     def _place(self, slot: int, group: int, position: int) -> tuple[int, int]:
         assert self._layout is not None
@@ -162,3 +173,8 @@ class FakeExecutor:
     def _read(self, slot: int, group: int, window: int | None, length: int) -> list[int]:
         start = 0 if window is None else max(0, length - window)
         return [self._cache[group][self._place(slot, group, position)] for position in range(start, length)]
+
+
+def _logprob(token: int, top: int) -> TokenLogprob:
+    likeliest = [(token + other) % VOCAB for other in range(top)]
+    return TokenLogprob(-0.5, 1, [(other, -0.5 - rank) for rank, other in enumerate(likeliest)])

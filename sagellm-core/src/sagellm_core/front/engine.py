@@ -241,7 +241,8 @@ class FrontEngine:
         try:
             job = await self._accept(request, prompt)
         except SageLLMError as error:
-            self._ended[RequestEnding.REFUSED] += 1
+            late = error.code is ErrorCode.DEADLINE_EXCEEDED
+            self._ended[RequestEnding.EXPIRED if late else RequestEnding.REFUSED] += 1
             yield ErrorEvent(request_id=request.request_id, error=error.info())
             return
         try:

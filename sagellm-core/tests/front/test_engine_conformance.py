@@ -1,0 +1,50 @@
+"""The contract's own suite, over every way our engine can be put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from fake_model import fake_engine, fake_spec, write_tokenizer
+from sagellm_core import create
+from sagellm_protocol import EngineSpec
+from sagellm_protocol.interfaces import Engine
+from sagellm_protocol.testing.conformance.engine import EngineConformance
+
+
+class _OverTheFakeExecutor(EngineConformance):
+    core: ClassVar[str]
+    folder: ClassVar[Path]
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.folder = write_tokenizer(tmp_path_factory.mktemp("fake"))
+
+    def make_engine(self) -> Engine:
+        return fake_engine(self.folder, fake_spec(self.core))
+
+
+class TestInline(_OverTheFakeExecutor):
+    core = "inline"
+
+
+class TestProcess(_OverTheFakeExecutor):
+    core = "process"
+
+
+class TestSmolLM2(EngineConformance):
+    """The real model on the real executor, in its own process."""
+
+    path: ClassVar[Path]
+    long_tokens = 400
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _model(cls, smollm2: Path) -> None:
+        cls.path = smollm2
+
+    def make_engine(self) -> Engine:
+        return create(EngineSpec(model=str(self.path), dtype="float32", max_model_len=640, max_num_seqs=8))
