@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -116,8 +116,9 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
 class KVEventSource(Protocol):
-    """What an engine also is when it tells what its prefix cache holds; routers ask with ``isinstance``."""
+    """What an engine also is when it tells what its prefix cache holds; a router asks with ``isinstance``."""
 
     def kv_events(self) -> AsyncIterator[KVEventBatch]:
         """Changes from this call on, at most one batch a step; ends when the engine stops.

@@ -38,16 +38,8 @@ def installed(group: str) -> dict[str, EntryPoint]:
     Raises:
         SageLLMError: ``CONFLICT`` when two distributions claim one name with different objects.
     """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=group):
-        other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            raise SageLLMError(
-                ErrorCode.CONFLICT,
-                f"two installed distributions provide {point.name!r} in {group}: {_origin(other)} and {_origin(point)};"
-                " uninstall one of them",
-            )
-    return found
+    names = sorted({point.name for point in entry_points(group=group)})
+    return {name: _find(group, name) for name in names}
 
 
 def load(group: str, name: str) -> Any:
@@ -55,18 +47,9 @@ def load(group: str, name: str) -> Any:
 
     Raises:
         SageLLMError: ``NOT_INSTALLED`` when the name is unknown, listing those that are known; or when what it stands
-            for cannot be imported, with the reason.
+            for cannot be imported, with the reason. ``CONFLICT`` when two distributions claim the name.
     """
-    points = installed(group)
-    point = points.get(name)
-    if point is None:
-        known = ", ".join(sorted(points))
-        hint = (
-            f"installed: {known}"
-            if known
-            else f"none is installed: pip install {_PROVIDED_BY.get(group, 'a provider')}"
-        )
-        raise SageLLMError(ErrorCode.NOT_INSTALLED, f"nothing named {name!r} in {group}; {hint}")
+    point = _find(group, name)
     try:
         return point.load()
     except SageLLMError:
@@ -100,6 +83,25 @@ def make(group: str, name: str, interface: type, *arguments: Any, **options: Any
 def _has(made: object, member: str) -> bool:
     absent = object()
     return inspect.getattr_static(made, member, absent) is not absent
+
+
+def _find(group: str, name: str) -> EntryPoint:
+    """The one entry point of a name; what others of its group are like does not matter."""
+    points = entry_points(group=group)
+    claims = {point.value: point for point in points if point.name == name}
+    if not claims:
+        known = ", ".join(sorted({point.name for point in points}))
+        hint = f"none is installed: pip install {_PROVIDED_BY.get(group, 'a provider')}"
+        raise SageLLMError(
+            ErrorCode.NOT_INSTALLED, f"nothing named {name!r} in {group}; {f'installed: {known}' if known else hint}"
+        )
+    if len(claims) > 1:
+        raise SageLLMError(
+            ErrorCode.CONFLICT,
+            f"several installed distributions provide {name!r} in {group}:"
+            f" {' and '.join(_origin(point) for point in claims.values())}; uninstall all but one of them",
+        )
+    return next(iter(claims.values()))
 
 
 def _origin(point: EntryPoint) -> str:
