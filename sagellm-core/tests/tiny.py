@@ -103,7 +103,7 @@ RECIPES: Mapping[str, Recipe] = {
     "qwen2, window on upper layers": _qwen2(use_sliding_window=True, sliding_window=9, max_window_layers=1),
     "qwen3": _qwen3(head_dim=16),
     "qwen3, tied, biases": _qwen3(head_dim=8, tie_word_embeddings=True, attention_bias=True),
-    "qwen3, window on upper layers": _qwen3(
+    "qwen3, window on the last layer": _qwen3(
         head_dim=16, use_sliding_window=True, sliding_window=9, max_window_layers=2
     ),
 }

@@ -43,19 +43,15 @@ class Attention:
 
     def __call__(self, x: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
         """Attend from ``x`` ``[T, E]`` at ``positions`` ``[T]``, writing keys and values to the cache: ``[T, E]``."""
-        spec = self.spec
-        keys_at = self.num_heads * spec.head_dim
-        values_at = keys_at + spec.num_kv_heads * spec.head_dim
-        qkv = self.qkv(x)
-        q = qkv[:, :keys_at].reshape(-1, self.num_heads, spec.head_dim)  # [T, Hq, D]
-        k = qkv[:, keys_at:values_at].reshape(-1, spec.num_kv_heads, spec.head_dim)  # [T, Hkv, D]
-        v = qkv[:, values_at:].reshape(-1, spec.num_kv_heads, spec.value_dim)  # [T, Hkv, D]
+        heads, values_at = self.num_heads, self.num_heads + self.spec.num_kv_heads
+        qkv = self.qkv(x).reshape(-1, values_at + self.spec.num_kv_heads, self.spec.head_dim)  # [T, Hq + 2 Hkv, D]
+        q, k, v = qkv[:, :heads], qkv[:, heads:values_at], qkv[:, values_at:]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = self.ops.rope(q, k, positions, self.rope)
         attended = self.ops.attention(q, k, v, cache, self.layer, plan, scale=self.scale)
-        return self.out(attended.reshape(-1, self.num_heads * spec.value_dim))
+        return self.out(attended.reshape(-1, heads * self.spec.value_dim))
 
 
 def build_attention(

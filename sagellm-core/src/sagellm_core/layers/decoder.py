@@ -5,6 +5,7 @@ Knows nothing of what stands before or after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sagellm_protocol.backend import AttentionPlan, KVCache
@@ -25,12 +26,14 @@ class DecoderLayer:
         attention: Self-attention.
         post_norm: Before the MLP.
         mlp: The MLP.
+        fused_mlp: A backend's own way of computing it, if it has one.
     """
 
     input_norm: RMSNorm
     attention: Attention
     post_norm: RMSNorm
     mlp: GatedMLP
+    fused_mlp: Callable[[Tensor], Tensor] | None = None
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, positions: Tensor, cache: KVCache, plan: AttentionPlan
@@ -53,4 +56,4 @@ class DecoderLayer:
             normed, residual = self.input_norm.after_add(x, residual)
         attended = self.attention(normed, positions, cache, plan)
         normed, residual = self.post_norm.after_add(attended, residual)
-        return self.mlp(normed), residual
+        return (self.fused_mlp or self.mlp)(normed), residual

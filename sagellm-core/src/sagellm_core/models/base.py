@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from sagellm_core.layers.decoder import DecoderLayer
+from sagellm_core.layers.fusion import fuse_layers, fuse_stack
 from sagellm_core.layers.linear import Linear, Sharding, Tensor
 from sagellm_core.layers.rotary import resolve
 from sagellm_core.layers.weights import Packer
@@ -90,6 +91,8 @@ class DecoderModel(ABC):
         self.norm = pack.norm("model.norm", width, config.norm_eps)
         self.head = Linear(ops, self.embedding.weight, Sharding.VOCAB) if tied else pack.head("lm_head", vocab, width)
         pack.refuse_leftovers()
+        self._stack = fuse_stack(ops, self.embedding, self.layers, self.norm)
+        self._steps = fuse_layers(ops, self.layers)
         self.weight_bytes = pack.nbytes
         self.sharding: Mapping[str, Sharding] = pack.sharding
 
@@ -104,9 +107,11 @@ class DecoderModel(ABC):
 
     def forward(self, ids: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
         """Compute a step; see :meth:`Model.forward`."""
+        if self._stack is not None:
+            return self._stack(ids, positions, cache, plan)
         x, residual = self.embedding(ids), None
-        for layer in self.layers:
-            x, residual = layer(x, residual, positions, cache, plan)
+        for step in self._steps:
+            x, residual = step(x, residual, positions, cache, plan)
         if residual is None:
             return self.norm(x)
         return self.norm.after_add(x, residual)[0]
