@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
-from .backend import ReferenceBackend, create
+from sagellm_backend.openmp import wait_briefly
+
+wait_briefly()  # before anything here imports torch, and libgomp with it
+
+from .backend import ReferenceBackend, create  # noqa: E402  see above
 
 __all__ = ["ReferenceBackend", "create"]
