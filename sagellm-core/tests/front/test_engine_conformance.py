@@ -1,4 +1,4 @@
-"""The contract's own suite, over every way our engine can be put together."""
+"""The contract's own suite over the fake executor, in a thread and in a child process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import ClassVar
 import pytest
 
 from fake_model import fake_engine, fake_spec, write_tokenizer
-from sagellm_core import create
-from sagellm_protocol import EngineSpec
 from sagellm_protocol.interfaces import Engine
 from sagellm_protocol.testing.conformance.engine import EngineConformance
 
@@ -33,18 +31,3 @@ class TestInline(_OverTheFakeExecutor):
 
 class TestProcess(_OverTheFakeExecutor):
     core = "process"
-
-
-class TestSmolLM2(EngineConformance):
-    """The real model on the real executor, in its own process."""
-
-    path: ClassVar[Path]
-    long_tokens = 400
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def _model(cls, smollm2: Path) -> None:
-        cls.path = smollm2
-
-    def make_engine(self) -> Engine:
-        return create(EngineSpec(model=str(self.path), dtype="float32", max_model_len=640, max_num_seqs=8))
