@@ -197,6 +197,21 @@ def test_browsers_of_other_origins_are_not_let_in_by_default(http: httpx.Client)
     assert "access-control-allow-origin" not in response.headers
 
 
+def test_a_defect_amid_a_stream_is_its_last_event(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_: object) -> object:
+        yield start()
+        yield delta("a")
+        raise ZeroDivisionError("a defect")
+
+    with live(lambda: ScriptedPlane(broken)) as gateway, caplog.at_level(logging.ERROR):
+        response = httpx.post(gateway.url + CHAT, json={**BODY, "stream": True}, trust_env=False)
+    assert response.status_code == 200
+    *_, last, rest = response.text.split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal"
+    assert rest == ""
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_defect_is_a_500_with_an_id_and_is_logged_once(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
     async def broken(_: object) -> object:

@@ -9,7 +9,7 @@ from live import WAIT_S, Live, live, mock_plane
 from planes import ScriptedPlane
 from sagellm_protocol import ErrorCode
 from sagellm_protocol.testing import MockEngine
-from scripts import error, says
+from scripts import error, says, start
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
@@ -71,7 +71,7 @@ def test_metrics_count_what_happened() -> None:
         whole = http.post(CHAT, json={**BODY, "n": 2}).json()["usage"]["completion_tokens"]
         http.post(CHAT, json={**BODY, "n": 2, "stream": True})
         http.post(CHAT, json={**BODY, "max_tokens": 1})
-        assert http.post(CHAT, json={**BODY, "model": "unknown"}).status_code == 404
+        assert http.post(CHAT, json={**BODY, "model": "invented"}).status_code == 404
         assert http.post(CHAT, json={**BODY, "logprobs": True}).status_code == 400
         got = samples(http)
     by_model = "{model_name=mock}"
@@ -86,13 +86,14 @@ def test_metrics_count_what_happened() -> None:
     assert got["sagellm:request_success_total{finished_reason=stop,model_name=mock}"] == 4
     assert got["sagellm:request_success_total{finished_reason=length,model_name=mock}"] == 1
     assert got["sagellm:request_success_total{finished_reason=error,model_name=mock}"] == 1
+    assert got["sagellm:request_success_total{finished_reason=error,model_name=unknown}"] == 1
     assert got[f"sagellm:num_requests_running{by_engine}"] == 0
     assert got[f"sagellm:kv_cache_usage_perc{by_engine}"] == 0
     assert got[f"sagellm:prefix_cache_queries_total{by_engine}"] >= got[f"sagellm:prefix_cache_hits_total{by_engine}"]
     assert got[f"sagellm:engine_up{by_engine}"] == 1
     assert got[f"sagellm:http_requests_total{{method=POST,route={CHAT},status=200}}"] == 3
     assert got[f"sagellm:http_requests_total{{method=POST,route={CHAT},status=404}}"] == 1
-    assert not any("unknown" in name for name in got)
+    assert not any("invented" in name for name in got)
 
 
 def test_what_is_not_measured_has_no_series() -> None:
@@ -105,7 +106,7 @@ def test_what_is_not_measured_has_no_series() -> None:
 
 
 def test_an_aborted_request_counts_as_aborted() -> None:
-    plane = ScriptedPlane(says(error(ErrorCode.CANCELLED)))
+    plane = ScriptedPlane(says(start(), error(ErrorCode.CANCELLED)))
     with live(lambda: plane) as gateway, client(gateway) as http:
         assert http.post(CHAT, json=BODY).status_code == 499
         assert samples(http)["sagellm:request_success_total{finished_reason=abort,model_name=scripted}"] == 1
@@ -118,6 +119,7 @@ def test_callers_cannot_make_series_at_will() -> None:
             http.get(f"/made-up/{number}")
             http.request(f"M{number}", "/health")
             http.get(f"/v1/models/made-up-{number}")
+            http.post(CHAT, json={**BODY, "model": f"made-up-{number}"})
         after = samples(http)
     assert not any("made-up" in name for name in after)
     assert len(after) - before < 12

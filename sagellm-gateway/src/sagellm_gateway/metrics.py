@@ -23,6 +23,7 @@ from sagellm_protocol import (
     ErrorCode,
     ErrorEvent,
     PlaneStatus,
+    StartEvent,
     StreamEvent,
 )
 
@@ -51,11 +52,17 @@ _COUNTERS: tuple[tuple[str, str, _Read], ...] = (
 )
 
 
+UNKNOWN = "unknown"
+"""Stands for the names of models that never took a request."""
+
+
 class Meters:
     """The series of one gateway."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.served: set[str] = set()
+        """Models that have taken a request; other names are callers' inventions and would make endless series."""
 
         def histogram(name: str, what: str, buckets: Iterable[float]) -> Histogram:
             return Histogram(f"sagellm:{name}", what, ["model_name"], registry=self._registry, buckets=tuple(buckets))
@@ -112,7 +119,7 @@ class RequestMeter:
 
     Args:
         meters: Where figures go.
-        model: The model asked for. Whoever asks for what does not exist makes no series.
+        model: The model asked for.
     """
 
     def __init__(self, meters: Meters, model: str) -> None:
@@ -129,12 +136,13 @@ class RequestMeter:
         if isinstance(event, DeltaEvent):
             if event.token_ids:
                 self._tokens(event.index)
+        elif isinstance(event, StartEvent):
+            self._meters.served.add(self._model)
         elif isinstance(event, EndEvent):
             self._end(event)
         elif isinstance(event, ErrorEvent):
             self._ended = True
-            if event.error.code is not ErrorCode.MODEL_NOT_FOUND:
-                self._count("abort" if event.error.code is ErrorCode.CANCELLED else "error")
+            self._count("abort" if event.error.code is ErrorCode.CANCELLED else "error")
 
     def close(self) -> None:
         """Nothing more comes."""
@@ -167,7 +175,8 @@ class RequestMeter:
             self._count(choice.finish_reason.value)
 
     def _count(self, reason: str) -> None:
-        self._meters.endings.labels(self._model, reason).inc()
+        model = self._model if self._model in self._meters.served else UNKNOWN
+        self._meters.endings.labels(model, reason).inc()
 
 
 class _Status(Collector):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from sagellm_protocol import (
     ControlPlane,
@@ -29,11 +29,6 @@ from .openai.chunks import Chunks
 from .stream import EventWriter
 
 T = TypeVar("T")
-
-
-@runtime_checkable
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
 
 
 class Relay:
@@ -65,8 +60,9 @@ class Relay:
                     if isinstance(event, EndEvent):
                         return
             finally:
-                if isinstance(events, _Closable):
-                    await events.aclose()
+                # The contract asks for an iterator; one that can be closed ends its request then.
+                if (close := getattr(events, "aclose", None)) is not None:
+                    await close()
         raise SageLLMError(ErrorCode.ENGINE_FAILED, "the engine's stream stopped before the answer was complete")
 
     async def respond(self, requests: Sequence[Request]) -> list[Response]:

@@ -73,8 +73,15 @@ class GatewayServer(uvicorn.Server):
         self.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
-        await super().startup(sockets)
+        """Start, and say so.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` when another program came first to listen at the address.
+        """
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise _cannot_bind(self.config.host, self.config.port, error) from None
         if self._on_ready is not None and sockets:
             self._on_ready(address(sockets[0]))
 
@@ -129,7 +136,8 @@ def bind(host: str, port: int) -> socket.socket:
         raise SageLLMError(
             ErrorCode.INVALID_REQUEST, f"host {host!r} cannot be resolved ({error.strerror}); give an address", "host"
         ) from None
-    family, kind, number, _, place = found[0]
+    # A name of both kinds, as localhost, is this machine's IPv4 address to most clients.
+    family, kind, number, _, place = min(found, key=lambda one: one[0] != socket.AF_INET)
     listener = socket.socket(family, kind, number)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sagellm_protocol import SageLLMError
+from sagellm_protocol import ErrorCode, SageLLMError
 
 from .errors import error_body
 from .lifecycle import ClientGoneError, Lifecycle
@@ -142,12 +142,23 @@ class EventStream(Response):
         except SageLLMError as error:
             if not writer.started:
                 raise
-            try:
-                await asyncio.wait_for(writer.write(f"data: {json.dumps(error_body(error))}\n\n".encode()), _GOODBYE_S)
-            except asyncio.TimeoutError:
-                return
-        await writer.close()
+            await _tell(writer, error)
+        except Exception:
+            if writer.started:
+                await _tell(writer, SageLLMError(ErrorCode.INTERNAL, "an internal error; the server's log tells more"))
+            raise
+        else:
+            await writer.close()
 
     async def _write(self, writer: EventWriter) -> None:
         async with writer.watched():
             await self._produce(writer)
+
+
+async def _tell(writer: EventWriter, error: SageLLMError) -> None:
+    """End a stream with an error, if its reader still takes anything."""
+    try:
+        await asyncio.wait_for(writer.write(f"data: {json.dumps(error_body(error))}\n\n".encode()), _GOODBYE_S)
+        await asyncio.wait_for(writer.close(), _GOODBYE_S)
+    except asyncio.TimeoutError:
+        return
