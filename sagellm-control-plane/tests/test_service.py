@@ -324,3 +324,18 @@ def test_settings_are_checked_and_unknown_ones_named() -> None:
         create(max_attempts=0)
     with pytest.raises(SageLLMError, match=r"made-up.*least_load"):
         create(routing="made-up")
+
+
+async def test_a_renderer_that_hangs_is_passed_over(planes: Planes) -> None:
+    plane = planes()
+    for name in "ab":
+        await plane.start_engine(mock(), engine_id=name)
+
+    async def hang(_: object) -> None:
+        await asyncio.Event().wait()
+
+    stuck = plane.fleet.member("a").engine
+    assert isinstance(stuck, MockEngine)
+    stuck.renderer.render = hang  # type: ignore[method-assign,assignment]
+    results = await asyncio.gather(*(read(plane, ask()) for _ in range(6)))
+    assert all(isinstance(events[-1], EndEvent) for events in results)

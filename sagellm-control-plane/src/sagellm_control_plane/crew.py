@@ -133,14 +133,14 @@ class Crew:
     async def _watch(self, member: Member) -> None:
         while member.state is not EngineState.STOPPED:
             member.poke.clear()
-            if member.engine is None:
+            if member.state is EngineState.ERROR and self.may_restart(member):
+                await self._restart(member)
+            elif member.engine is None:
                 await self._reach(member)
             else:
                 await self._look(member)
-            if member.state is EngineState.ERROR and self.may_restart(member):
-                await self._restart(member)
-                continue
-            await _within(self._settings.poll_interval_s, member.poke.wait())
+            if not member.restarting:
+                await _within(self._settings.poll_interval_s, member.poke.wait())
 
     async def _look(self, member: Member) -> None:
         engine, limit = member.engine, self._settings.poll_timeout_s
@@ -201,6 +201,7 @@ class Crew:
         log.warning("engine %s counts as dead: %s", member.engine_id, reason)
         member.become(EngineState.ERROR, reason)
         member.restarting = self.may_restart(member)
+        member.poke.set()
         loss = SageLLMError(ErrorCode.ENGINE_FAILED, f"engine {member.engine_id} died: {reason}")
         for ticket in tuple(member.tickets.values()):
             ticket.interrupt(loss, final=False)
@@ -252,7 +253,7 @@ class Crew:
                 member.may_recover = error.retryable
                 member.become(EngineState.ERROR, error.message)
         finally:
-            member.restarting = False
+            member.restarting = member.state is EngineState.ERROR and self.may_restart(member)
             self._dispatcher.fleet_changed()
 
     # --- going --------------------------------------------------------------------------------------------------------
