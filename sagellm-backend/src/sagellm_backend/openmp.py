@@ -16,9 +16,9 @@ SPIN_COUNT = 1000
 def wait_briefly() -> None:
     """Let a thread that waits at a barrier sleep soon, unless the user has said how it shall wait.
 
-    By default libgomp's threads spin for milliseconds. That is right on a machine of our own. On a shared one the thread
-    that is waited for often has no processor because those that wait keep it, and every barrier costs a time slice: with
-    two neighbours on two cores, decoding got ten times slower. Has no effect once libgomp is loaded.
+    By default libgomp's threads spin for milliseconds. That is right on a machine of our own. On a shared one the
+    thread that is waited for often has no processor because those that wait keep it, and every barrier costs a time
+    slice: with two neighbours on two cores, decoding got ten times slower. Has no effect once libgomp is loaded.
     """
     if not any(name in os.environ for name in _USERS_CHOICE):
         os.environ[_SPIN] = str(SPIN_COUNT)
