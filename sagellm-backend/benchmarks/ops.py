@@ -1,6 +1,7 @@
 """Time the operations of a backend at the sizes of a small model, beside what plain torch takes for the same.
 
-Prints milliseconds, and the ratio plain / ours within this run, which is what carries over between machines and moments.
+Prints milliseconds, and the ratio plain / ours within this run, which is what carries over between machines and
+moments.
 
     python benchmarks/ops.py [--backend cpu] [--dtype bfloat16] [--threads 2] [--context 200] [--only linear,step]
 """
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from sagellm_protocol import plugins
 from sagellm_protocol.backend import AttentionBatch, Backend, KVSpec, RawWeight, RopeSpec, SamplingBatch, WeightUse
 from sagellm_protocol.devices import DType
@@ -42,6 +44,7 @@ def best_ms(run: Callable[[], Any], repeat: int = 5, budget_s: float = 0.25) -> 
 
 
 def raw(*shape: int, scale: float = 0.05) -> RawWeight:
+    """Random numbers as a checkpoint would hold them."""
     values = np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32) * np.float32(scale)
     return RawWeight("random", "f32", shape, values)
 
@@ -86,6 +89,7 @@ class Decoder:
 
 
 def greedy(rows: int) -> SamplingBatch:
+    """Rows that take the likeliest token."""
     neutral: dict[str, Any] = {
         "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "uniform": 0.5, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "prompt_tokens": (), "output_tokens": (), "bias": {},
@@ -118,6 +122,7 @@ def step_of(model: Decoder, query_lens: list[int], context_lens: list[int]) -> C
 
 
 def time_linear(ops: Backend[Any], dtype: DType) -> Iterator[tuple[str, float, float]]:
+    """Products at the model's sizes, at several numbers of rows; plain is ``F.linear``."""
     for rows in (1, 4, 16, 64, 1024):
         for out, into in ((960, 576), (576, 576), (3072, 576), (576, 1536), (VOCABULARY, 576)):
             if out == VOCABULARY and rows > 64:
@@ -134,6 +139,7 @@ def time_linear(ops: Backend[Any], dtype: DType) -> Iterator[tuple[str, float, f
 
 
 def time_attention(ops: Backend[Any], dtype: DType, context: int) -> Iterator[tuple[str, float, float]]:
+    """Decoding and prefill over a paged cache whose blocks lie out of order."""
     spec = KVSpec(KV_HEADS, HEAD, HEAD)
     for count, new, total in (
         (1, 1, context),
@@ -163,6 +169,7 @@ def time_attention(ops: Backend[Any], dtype: DType, context: int) -> Iterator[tu
 
 
 def time_rest(ops: Backend[Any], dtype: DType) -> Iterator[tuple[str, float, float]]:
+    """Norm, gate and rotation."""
     spec = RopeSpec(tuple(1e5 ** (-i / (HEAD // 2)) for i in range(HEAD // 2)), HEAD)
     weight = ops.tensor(raw(HIDDEN, scale=1.0), dtype)
     for rows in (1, 16, 1024):
@@ -196,6 +203,7 @@ def time_rest(ops: Backend[Any], dtype: DType) -> Iterator[tuple[str, float, flo
 
 
 def time_steps(ops: Backend[Any], dtype: DType, context: int) -> Iterator[tuple[str, float, float]]:
+    """Whole steps of the whole model."""
     model = Decoder(ops, dtype)
     plain = [
         [torch.randn(o, i).to(TORCH[dtype]) for o, i in ((960, 576), (576, 576), (3072, 576), (576, 1536))]
@@ -231,7 +239,8 @@ def main() -> None:
     ops: Backend[Any] = plugins.load(plugins.BACKENDS, args.backend)(None, dtype=args.dtype, threads=args.threads)
     dtype = ops.capabilities().dtypes[0]
     print(
-        f"{args.backend}, {dtype.value}, {torch.get_num_threads()} threads, torch {torch.__version__}, {ops.device.name}"
+        f"{args.backend}, {dtype.value}, {torch.get_num_threads()} threads, torch {torch.__version__},"
+        f" {ops.device.name}"
     )
     parts: dict[str, Iterator[tuple[str, float, float]]] = {
         "linear": time_linear(ops, dtype),

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+
 from sagellm_backend import cpu, reference
 from sagellm_protocol.backend import AttentionBatch, KVSpec, RopeSpec, WeightUse
 from sagellm_protocol.devices import DType

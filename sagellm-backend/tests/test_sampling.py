@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from sagellm_backend import cpu, reference
 from sagellm_protocol.backend import SamplingBatch
 from sagellm_protocol.errors import SageLLMError

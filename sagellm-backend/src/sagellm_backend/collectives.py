@@ -64,8 +64,10 @@ def make_group(rank: int, size: int, rendezvous: str) -> TorchGroup:
         return TorchGroup(0, 1)
     if not available_transports():
         raise SageLLMError(ErrorCode.UNSUPPORTED, f"a group of {size} ranks needs a torch that is built with gloo")
+    from torch.distributed.rendezvous import rendezvous as meet_at
+
     try:
-        store, _, _ = next(torch.distributed.rendezvous.rendezvous(rendezvous, rank, size, timeout=_MEET_WITHIN))
+        store, _, _ = next(meet_at(rendezvous, rank, size, timeout=_MEET_WITHIN))
         group = torch.distributed.ProcessGroupGloo(store, rank, size, _MEET_WITHIN)
     except (RuntimeError, ValueError) as error:
         raise SageLLMError(

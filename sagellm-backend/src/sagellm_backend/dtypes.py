@@ -42,7 +42,9 @@ def parse_dtype(name: str, offered: Sequence[DType], backend: str) -> DType:
             return dtype
     known = ", ".join(["auto", *(dtype.value for dtype in offered)])
     raise SageLLMError(
-        ErrorCode.UNSUPPORTED, f"dtype {name!r} is not one that backend {backend!r} computes in here; it may be {known}"
+        ErrorCode.UNSUPPORTED,
+        f"dtype {name!r} is not one that backend {backend!r} computes in here; it may be {known}",
+        "dtype",
     )
 
 

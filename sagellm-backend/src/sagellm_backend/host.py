@@ -49,7 +49,7 @@ def cpu_device(root: Path = Path("/")) -> DeviceInfo:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Processors this process may really use: its affinity, cut down by the cgroups' quotas, rounded up, at least one."""
+    """Processors this process may really use: its affinity, cut down by cgroups' quotas rounded up, at least one."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [affinity, *(math.ceil(quota) for quota in _quotas(root))]
     return max(1, min(shares))

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from typing_extensions import Buffer
+
 from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
-from typing_extensions import Buffer
 
 from .dtypes import bytes_tensor
 
@@ -19,8 +20,8 @@ from .dtypes import bytes_tensor
 class PagedKV:
     """Blocks of every layer in one lazily touched allocation.
 
-    Heads are outermost, so that gathering a sequence's rows gives each head a matrix of its own, as matrix multiplication
-    wants it.
+    Heads are outermost, so that gathering a sequence's rows gives each head a matrix of its own, as matrix
+    multiplication wants it.
 
     Attributes:
         keys: Of each layer, ``[Hkv, N * P, D]``.

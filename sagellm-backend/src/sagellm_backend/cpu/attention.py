@@ -8,10 +8,18 @@ from __future__ import annotations
 import torch
 
 from sagellm_backend.paged import PagedKV
+
 from .plan import GroupPlan, Span
 from .rotary import side_by_side
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+def _flash(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, span: Span, scale: float) -> torch.Tensor:
+    """Call the fused kernel of torch, without the dispatcher above it that would repeat grouped keys in memory."""
+    result: torch.Tensor = _flash_kernel(q, keys, values, is_causal=span.causal, attn_mask=span.mask, scale=scale)[0]
+    return result
+
+
+_flash_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 _MATMUL_FROM = 8
 """Decoding sequences from which two batched matrix products beat the fused kernel, which pays for each head of each
@@ -94,8 +102,8 @@ def _gather(
 def _by_matmul(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, span: Span, scale: float) -> torch.Tensor:
     """Attention of many decoding sequences in BF16 by batched matrix products.
 
-    A product of BF16 matrices is rounded to BF16, too coarse for scores. What the rounding lost is a second product, minus
-    the first: their sum carries 16 bits, and the softmax runs in float32 as precisely as in the fused kernel.
+    A product of BF16 matrices is rounded to BF16, too coarse for scores. What the rounding lost is a second product,
+    minus the first: their sum carries 16 bits, and the softmax runs in float32 as precisely as in the fused kernel.
     """
     heads, size = q.shape[1:]
     kv_heads, group, count = keys.shape[0], heads // keys.shape[0], span.count
@@ -119,12 +127,12 @@ def _fused(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, span: Span
         # The query heads that share a key head become its queries: each key is read once.
         shape = (kv_heads, count, span.length, size)
         keys, values = keys.reshape(shape).transpose(0, 1), values.reshape(shape).transpose(0, 1)
-        result = _flash(q.view(count, kv_heads, group, size), keys, values, attn_mask=span.mask, scale=scale)[0]
+        result = _flash(q.view(count, kv_heads, group, size), keys, values, span, scale)
         return result.reshape(count, heads, size)
     # One sequence: the heads that share a key head go along the batch axis, over which keys repeat at stride 0.
     split = q.view(span.query_len, kv_heads, group, size).permute(2, 1, 0, 3)  # [G, Hkv, new, D]
     keys, values = keys.expand(group, -1, -1, -1), values.expand(group, -1, -1, -1)
-    result = _flash(split, keys, values, is_causal=span.causal, attn_mask=span.mask, scale=scale)[0]
+    result = _flash(split, keys, values, span, scale)
     return result.permute(2, 1, 0, 3).reshape(span.query_len, heads, size)
 
 

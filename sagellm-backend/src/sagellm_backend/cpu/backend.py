@@ -1,8 +1,8 @@
 """The operations of the default backend, each in as few torch calls as it takes.
 
-A torch call costs 2 to 5 microseconds and a decode step of a small model makes hundreds, so their number matters as much as what
-they do; calls that mix element types are avoided because torch runs those element by element. Knows nothing of models, requests
-or scheduling.
+A torch call costs 2 to 5 microseconds and a decode step of a small model makes hundreds, so their number matters as
+much as what they do; calls that mix element types are avoided because torch runs those element by element. Knows
+nothing of models, requests or scheduling.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sagellm_backend import collectives, formats, host
+from sagellm_backend.dtypes import TORCH, parse_dtype
+from sagellm_backend.paged import PagedKV
+from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from sagellm_protocol.backend import (
     AttentionBatch,
     RawWeight,
@@ -26,10 +30,6 @@ from sagellm_protocol.backend import (
 from sagellm_protocol.devices import BackendCapabilities, DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from sagellm_backend import collectives, formats, host
-from sagellm_backend.dtypes import TORCH, parse_dtype
-from sagellm_backend.paged import PagedKV
-from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from . import attention, sampling, weights
 from .plan import StepPlan, plan_step
 from .rotary import Rotary
@@ -219,8 +219,8 @@ def create(device: str | None = None, *, dtype: str = "auto", threads: int | Non
     if not torch.backends.mkldnn.is_available():
         raise SageLLMError(
             ErrorCode.UNSUPPORTED,
-            "backend 'cpu' packs weights with oneDNN, which this build of torch lacks; install a torch that has it, or use"
-            " the backend 'reference'",
+            "backend 'cpu' packs weights with oneDNN, which this build of torch lacks; install a torch that has it, or"
+            " use the backend 'reference'",
         )
     preferred = parse_dtype(dtype, offered_dtypes(), CpuBackend.name)
     use_threads(threads)

@@ -1,7 +1,8 @@
 """A step's attention, planned on the host: which cache rows are written, and which sequences are attended together.
 
-Decoding sequences of like length share one call over a rectangle of gathered rows; a prompt attends alone, to its own new keys
-when nothing of it is cached yet. Pure: integers in, index tensors and masks out. Knows nothing of heads or values.
+Decoding sequences of like length share one call over a rectangle of gathered rows; a prompt attends alone, to its own
+new keys when nothing of it is cached yet. Pure: integers in, index tensors and masks out. Knows nothing of heads or
+values.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sagellm_protocol.backend import AttentionBatch
-
 from sagellm_backend.paged import PagedKV
+from sagellm_protocol.backend import AttentionBatch
 
 _SPARE_SHARE = 0.25
 """Largest share of a rectangle that may be padding …"""
@@ -35,8 +35,8 @@ class Span:
         tokens: Their rows among the step's, a slice where they lie together, else ``[n]`` int64.
         count: Sequences, n.
         query_len: New tokens of each.
-        keys: Rows of the pool to attend to: a slice where they lie together, else ``[n * length]`` int64; ``None`` for the step's
-            own keys and values.
+        keys: Rows of the pool to attend to: a slice where they lie together, else ``[n * length]`` int64; ``None``
+            for the step's own keys and values.
         length: Keys of each, after padding.
         mask: Added to scores, ``[n, 1, query_len, length]`` float32, or ``None``.
         causal: Whether query ``i`` sees keys up to ``i``; only without a mask.

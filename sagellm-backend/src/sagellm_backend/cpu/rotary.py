@@ -30,7 +30,8 @@ class Angles:
 class Rotary:
     """Turns heads by position, and keeps the last step's angles of each spec.
 
-    Angles are reused when the positions are equal, not when the tensor is the same: engines refill one buffer each step.
+    Angles are reused when the positions are equal, not when the tensor is the same: engines refill one buffer each
+        step.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,8 @@ class Rotary:
         return q, k
 
     def _angles(self, positions: torch.Tensor, spec: RopeSpec, dtype: torch.dtype) -> Angles:
-        # Hashing a spec's many floats each layer would cost more than the lookup; the entry keeps it alive, so ids are unique.
+        # Hashing a spec's many floats each layer would cost more than the lookup; the entry keeps it alive, so ids
+        # are unique.
         key = (id(spec), dtype)
         kept = self._last.get(key)
         if kept is not None and torch.equal(kept[1].positions, positions):

@@ -1,8 +1,8 @@
 """Sampling over a batch: each row pays only for what it asks.
 
 Every filter is a bound on the scaled logits, found among the few largest values and applied to the whole row; the draw
-walks token ids in ascending order. Reductions run along one row at widths that only that row decides, so a row's result does not
-depend on its neighbours. Knows nothing of requests or seeds.
+walks token ids in ascending order. Reductions run along one row at widths that only that row decides, so a row's
+result does not depend on its neighbours. Knows nothing of requests or seeds.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _last_kept(scaled: torch.Tensor, batch: SamplingBatch, rows: Sequence[int]) 
             count = _count_kept(values, scaled[place], batch.top_k[row], batch.top_p[row])
             if count is None:
                 # The whole of top-p does not lie among these: look further, in the end at everything.
-                looks.setdefault(size if width * 16 >= size else width * 16, []).append(place)
+                looks.setdefault(min(size, width * 16), []).append(place)
             else:
                 found[place] = values[count - 1].item(), count
     return found
@@ -172,6 +172,6 @@ def _inverse_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def _first_past(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Index of the first of ``ends`` that is greater than ``target``, ``[R, 1]``; by rounding none may be: then of the last rise."""
+    """Index of the first of ``ends`` greater than ``target``, ``[R, 1]``; if by rounding none is, of the last rise."""
     rise = torch.searchsorted(ends, ends[:, -1:].contiguous())
     return torch.minimum(torch.searchsorted(ends, target.contiguous(), right=True), rise)

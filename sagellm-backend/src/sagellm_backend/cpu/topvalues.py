@@ -10,7 +10,8 @@ _TILE = 64
 def top_values(x: torch.Tensor, count: int) -> torch.Tensor:
     """The ``count`` largest values of each row, descending.
 
-    The ``count`` largest lie in the ``count`` tiles of the largest maxima, so a row is read once and only those are sorted.
+    The ``count`` largest lie in the ``count`` tiles of the largest maxima, so a row is read once and only those are
+    sorted.
 
     Args:
         x: ``[R, V]``.
@@ -28,4 +29,5 @@ def top_values(x: torch.Tensor, count: int) -> torch.Tensor:
     few = tiles.gather(1, best[:, :, None].expand(-1, -1, _TILE)).flatten(1)
     if whole < size:
         few = torch.cat((few, x[:, whole:]), dim=1)
-    return few.topk(count, dim=-1).values
+    largest: torch.Tensor = few.topk(count, dim=-1).values
+    return largest

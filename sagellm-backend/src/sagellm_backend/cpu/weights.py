@@ -1,4 +1,4 @@
-"""Weights as this backend lays them out: packed for oneDNN's matrix multiplication, tables looked up where their file has them.
+"""Weights as this backend lays them out: packed for oneDNN to multiply, tables looked up where their file has them.
 
 Knows nothing of what a weight is for beyond its use.
 """
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
-from sagellm_protocol.backend import RawWeight, WeightFormat
-
 from sagellm_backend import formats
-from sagellm_backend.dtypes import TORCH, DType
+from sagellm_backend.dtypes import TORCH
+from sagellm_protocol.backend import RawWeight, WeightFormat
+from sagellm_protocol.devices import DType
 
 _ROWS_HINT = 16
 """Rows that oneDNN lays a weight out for. Measured from 1 to 1,024 rows: 16 is within noise of the best at each."""
@@ -78,7 +78,8 @@ class CpuWeight:
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """``[T, E]`` of this weight's dtype to ``[T, O]``."""
-        return _linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        product: torch.Tensor = _linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return product
 
 
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise.default

@@ -1,6 +1,7 @@
 """Weight formats: bytes of rows in, float32 out, one function a format.
 
-The table is the seam: a format is a function over blocks and a line here. Knows nothing of devices, of how a weight is used or
+The table is the seam: a format is a function over blocks and a line here. Knows nothing of devices, of how a weight
+    is used or
 of which backend keeps it quantised.
 """
 
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sagellm_backend.dtypes import byte_array
 from sagellm_protocol.backend import BLOCK_ELEMENTS, RawWeight, WeightFormat
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from sagellm_backend.dtypes import byte_array
 from . import blocks32, blocks256, plain
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]
@@ -46,8 +47,8 @@ def format_of(raw: RawWeight, backend: str) -> WeightFormat:
     """The format of ``raw``, checked against its shape and the bytes it holds.
 
     Raises:
-        SageLLMError: ``UNSUPPORTED`` for an unknown format, naming those that are known; ``INVALID_REQUEST`` when shape and bytes
-            do not fit.
+        SageLLMError: ``UNSUPPORTED`` for an unknown format, naming those that are known; ``INVALID_REQUEST`` when
+            shape and bytes do not fit.
     """
     try:
         found = WeightFormat(raw.format)

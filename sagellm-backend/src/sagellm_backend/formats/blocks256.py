@@ -1,7 +1,7 @@
-"""GGUF's K formats: super-blocks of 256 elements with quantised scales (the ggml project's ``block_q4_K`` and its like).
+"""GGUF's K formats: super-blocks of 256 elements with quantised scales (the ggml project's ``block_q4_K`` and so on).
 
-A super-block holds float16 ``d`` (and ``dmin``), small integer scales (and minima) of its 8 or 16 sub-blocks, and quants whose
-low bits and high bits lie apart. Knows nothing of rows or shapes.
+A super-block holds float16 ``d`` (and ``dmin``), small integer scales (and minima) of its 8 or 16 sub-blocks, and
+quants whose low bits and high bits lie apart. Knows nothing of rows or shapes.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def q6_k(blocks: torch.Tensor) -> torch.Tensor:
 def _scales_and_minima(head: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """d, dmin and 12 packed bytes, ``[n, 16]``, to the scales and minima of 8 sub-blocks, ``[n, 8, 1]`` float32 each.
 
-    The first four of each are the low six bits of bytes 0 to 3 and 4 to 7; the last four take their low nibble from bytes 8 to 11
-    and their top two bits from those of bytes 0 to 3 and 4 to 7.
+    The first four of each are the low six bits of bytes 0 to 3 and 4 to 7; the last four take their low nibble from
+    bytes 8 to 11 and their top two bits from those of bytes 0 to 3 and 4 to 7.
     """
     first, second, third = head[:, 4:8], head[:, 8:12], head[:, 12:16]
     scale = torch.cat((first & 0x3F, (third & 0x0F) | ((first >> 2) & 0x30)), dim=1)

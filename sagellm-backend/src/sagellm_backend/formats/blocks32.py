@@ -1,8 +1,8 @@
 """GGUF's formats with blocks of 32 elements (the ggml project's ``block_q4_0`` and its like).
 
-A block is a float16 scale ``d``, in some formats a float16 offset ``m``, and the quants. Four-bit quants lie as 16 bytes: low
-nibbles are elements 0 to 15, high nibbles 16 to 31; five-bit formats keep the fifth bits of all 32 as one little-endian word.
-Knows nothing of rows or shapes.
+A block is a float16 scale ``d``, in some formats a float16 offset ``m``, and the quants. Four-bit quants lie as 16
+bytes: low nibbles are elements 0 to 15, high nibbles 16 to 31; five-bit formats keep the fifth bits of all 32 as one
+little-endian word. Knows nothing of rows or shapes.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from sagellm_protocol.backend import AttentionBatch
-
 from sagellm_backend.paged import PagedKV
+from sagellm_protocol.backend import AttentionBatch
 
 
 def attend(

@@ -1,7 +1,7 @@
 """Every operation of the contract, written to be read.
 
-Each computes in float32 and rounds once, at its end. Nothing is packed, fused or cached, and no speed is promised. Knows nothing
-of models, requests or scheduling.
+Each computes in float32 and rounds once, at its end. Nothing is packed, fused or cached, and no speed is promised.
+Knows nothing of models, requests or scheduling.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sagellm_protocol.backend import AttentionBatch, RawWeight, RopeSpec, RowLogprobs, Sampled, SamplingBatch, WeightUse
-from sagellm_protocol.devices import BackendCapabilities, DType
-
 from sagellm_backend import collectives, formats, host
 from sagellm_backend.dtypes import TORCH, parse_dtype
 from sagellm_backend.paged import PagedKV
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
+from sagellm_protocol.backend import AttentionBatch, RawWeight, RopeSpec, RowLogprobs, Sampled, SamplingBatch, WeightUse
+from sagellm_protocol.devices import BackendCapabilities, DType
+
 from . import attention, sampling
 
 
