@@ -97,7 +97,7 @@ def small() -> Iterator[Live]:
 
 
 def test_a_body_that_says_it_is_too_large_is_not_read(small: Live) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1001\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1001\r\n\r\n"
     connection = small.raw(head.encode())
     assert b"413" in connection.recv(65536)
     connection.close()
@@ -190,6 +190,25 @@ def test_a_page_of_a_listed_origin_may_call(locked: Live) -> None:
         # A refusal too must be readable by the page that asked.
         refused = client.post(CHAT, json=BODY, headers={"origin": "https://console.example"})
         assert (refused.status_code, "access-control-allow-origin" in refused.headers) == (401, True)
+
+
+def test_a_page_that_points_its_own_name_at_this_machine_is_kept_out(http: httpx.Client) -> None:
+    for host in ("evil.example", "evil.example:8889", "127.0.0.1.evil.example", "localhost.evil.example", ""):
+        response = http.get("/v1/models", headers={"host": host})
+        assert response.status_code == 403, host
+        assert "allowed_hosts" in str(shape(response)["message"])
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8889", "[::1]:8889", "[::1]"):
+        assert http.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "settings", [{"allowed_hosts": "box.example"}, {"allowed_hosts": "*"}, {"allow_unauthenticated": True}]
+)
+def test_other_names_are_served_where_the_operator_says_so(settings: dict[str, object]) -> None:
+    with live(mock_plane(text="ok"), **settings) as gateway:
+        for host in ("box.example:80", "127.0.0.1"):
+            response = httpx.get(f"{gateway.url}/v1/models", headers={"host": host}, trust_env=False)
+            assert response.status_code == 200
 
 
 def test_browsers_of_other_origins_are_not_let_in_by_default(http: httpx.Client) -> None:

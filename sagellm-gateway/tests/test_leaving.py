@@ -19,7 +19,8 @@ from scripts import delta, end, endless, silent_after, start
 def request(path: str = "/v1/chat/completions", **fields: Any) -> bytes:
     asked = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "hello"}]}
     body = json.dumps({**asked, **fields}).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

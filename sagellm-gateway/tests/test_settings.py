@@ -30,6 +30,7 @@ def test_every_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPa
         "api_keys": "a, b,",
         "allow_unauthenticated": "1",
         "open_paths": "/health,/metrics",
+        "allowed_hosts": "box.example",
         "cors_origins": "https://a.example,https://b.example",
         "control_plane": "other",
         "engines": "http://127.0.0.1:9000",

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from sagellm_protocol import ControlPlane, ErrorCode, SageLLMError
 
 from .app import create_app
+from .middleware.local_hosts import LocalHosts
 from .own_plane import make_plane, started
 from .protocol import bounded_protocol
 from .settings import GatewaySettings, load_settings
@@ -42,7 +43,7 @@ class GatewayServer(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: GatewaySettings, on_ready: Callable[[str], None] | None = None) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                LocalHosts(app, [settings.host, *settings.allowed_hosts]) if settings.local_only else app,
                 host=settings.host,
                 port=settings.port,
                 http=bounded_protocol(settings.max_header_bytes),

@@ -41,6 +41,8 @@ class GatewaySettings(BaseSettings):
     """Serve beyond this machine without a key."""
     open_paths: Annotated[tuple[str, ...], NoDecode, Listed] = ("/health", "/ready")
     """Paths that need no key."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, Listed] = ()
+    """Names, besides this machine's own, that callers without a key may use for it; ``*`` is any."""
     cors_origins: Annotated[tuple[str, ...], NoDecode, Listed] = ()
     """Origins whose pages may call from a browser; ``*`` is any, and then without credentials."""
 
@@ -73,6 +75,11 @@ class GatewaySettings(BaseSettings):
     def authenticated(self) -> bool:
         """Whether callers need a key."""
         return bool(self.api_keys)
+
+    @property
+    def local_only(self) -> bool:
+        """Whether callers are let in because they are on this machine, and for no better reason."""
+        return is_loopback(self.host) and not (self.authenticated or self.allow_unauthenticated)
 
     def refuse_exposure(self) -> None:
         """Refuse to serve beyond this machine without a key, unless that was asked for.
