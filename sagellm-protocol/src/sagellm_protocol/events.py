@@ -100,7 +100,11 @@ class DeltaEvent(Report):
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
-    """Tokens this delta accounts for; text may lag behind them (a character of several tokens, a held stop string)."""
+    """Tokens this delta accounts for; text may lag behind them (a character of several tokens, a held stop string).
+
+    Stop and end-of-text tokens are among them. Over a stream they are as many as ``usage.completion_tokens``, unless
+    the engine knows no token ids at all (a foreign server).
+    """
     logprobs: tuple[PositionLogprobs, ...] | None = None
     """One for each of ``token_ids``, when asked for."""
 

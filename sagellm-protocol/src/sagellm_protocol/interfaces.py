@@ -77,6 +77,11 @@ class Engine(Protocol):
         Errors of the request come as its terminal event, also those found before any work. Closing the iterator before
         its terminal event aborts the request: by the end of the step in which the abort arrives its blocks are free.
 
+        Refused are: everything while the engine is not ``READY`` (``UNAVAILABLE``), a model that is none of its
+        ``served_names`` (``MODEL_NOT_FOUND``), a feature it does not offer (``UNSUPPORTED``, by
+        :func:`~sagellm_protocol.features.refuse_unknown`), an id in flight (``CONFLICT``), and what its renderer
+        refuses. A refusal is the stream's only event, and counts as ``refused`` in its stats.
+
         Args:
             request: Its id is unused among the requests in flight here.
             prompt: What :attr:`renderer` made of it; rendered here when absent.
