@@ -14,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("smollm2")
 
 
 class TestSmolLM2(EngineConformance):
-    long_tokens = 400
+    long_tokens = 200
+    patience_s = 110.0
 
     def make_engine(self) -> Engine:
-        return create(EngineSpec(model=DEFAULT_MODEL, dtype="float32", max_model_len=640, max_num_seqs=8))
+        return create(EngineSpec(model=DEFAULT_MODEL, dtype="float32", max_model_len=400, max_num_seqs=8))
