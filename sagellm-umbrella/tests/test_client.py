@@ -111,32 +111,34 @@ def test_a_session_passed_in_is_used_and_left_open(mock_stack: Server) -> None:
 
 
 def test_a_server_that_is_not_there_says_how_to_start_one(unused_port: int) -> None:
-    with pytest.raises(SageLLMError, match="sagellm serve") as caught:
-        UnifiedInferenceClient(f"http://127.0.0.1:{unused_port}/v1").models()
+    url = f"http://127.0.0.1:{unused_port}/v1"
+    with UnifiedInferenceClient(url) as client, pytest.raises(SageLLMError, match="sagellm serve") as caught:
+        client.models()
     assert caught.value.code is ErrorCode.UNAVAILABLE
 
 
 def test_a_stream_that_is_cut_is_an_error_and_no_end(canned: Callable[[bytes], str]) -> None:
     url = canned(b'data: {"choices": [{"index": 0, "delta": {"content": "half"}}]}\n\n')
-    client = UnifiedInferenceClient(url, "any")
-    stream = client.chat_stream(TURNS)
-    assert next(stream)["choices"][0]["delta"]["content"] == "half"
-    with pytest.raises(SageLLMError, match="before it was complete"):
-        next(stream)
+    with UnifiedInferenceClient(url, "any") as client:
+        stream = client.chat_stream(TURNS)
+        assert next(stream)["choices"][0]["delta"]["content"] == "half"
+        with pytest.raises(SageLLMError, match="before it was complete"):
+            next(stream)
 
 
 def test_an_error_in_mid_stream_is_raised(canned: Callable[[bytes], str]) -> None:
     url = canned(b'data: {"error": {"message": "engine lost", "code": "engine_failed"}}\n\n')
-    with pytest.raises(SageLLMError, match="engine lost") as caught:
-        list(UnifiedInferenceClient(url, "any").chat_stream(TURNS))
+    with UnifiedInferenceClient(url, "any") as client, pytest.raises(SageLLMError, match="engine lost") as caught:
+        list(client.chat_stream(TURNS))
     assert caught.value.code is ErrorCode.ENGINE_FAILED
 
 
 def test_a_key_is_sent_and_a_wrong_one_refused(serve: Callable[..., Server]) -> None:
     server = serve("serve", "--engine", "mock", "--api-key", "a-key-of-ours")
-    assert UnifiedInferenceClient.create(server.url, api_key="a-key-of-ours").models()["data"]
-    with pytest.raises(SageLLMError) as caught:
-        UnifiedInferenceClient.create(server.url, api_key="another").models()
+    with UnifiedInferenceClient.create(server.url, api_key="a-key-of-ours") as client:
+        assert client.models()["data"]
+    with UnifiedInferenceClient.create(server.url, api_key="another") as client, pytest.raises(SageLLMError) as caught:
+        client.models()
     assert caught.value.code is ErrorCode.UNAUTHENTICATED
 
 

@@ -60,7 +60,11 @@ class Engine(Protocol):
 
     @property
     def renderer(self) -> Renderer:
-        """Renders prompts for this engine's model."""
+        """Renders prompts for this engine's model.
+
+        Raises:
+            SageLLMError: ``UNAVAILABLE`` until the engine has started.
+        """
         ...
 
     async def start(self) -> None:

@@ -77,7 +77,7 @@ class EngineApp:
                 Route(PREFIX + "/info", self._told(self._info)),
                 Route(PREFIX + "/stats", self._told(engine.stats)),
                 Route(_HEALTH, self._health),
-                Route(PREFIX + "/render", self._done(Request, engine.renderer.render), methods=["POST"]),
+                Route(PREFIX + "/render", self._done(Request, self._render), methods=["POST"]),
                 Route(PREFIX + "/embed", self._done(EmbedRequest, engine.embed), methods=["POST"]),
                 Route(PREFIX + "/score", self._done(ScoreRequest, engine.score), methods=["POST"]),
                 Route(PREFIX + "/abort", self._done(AbortCall, self._abort), methods=["POST"]),
@@ -156,6 +156,10 @@ class EngineApp:
         stats = await self._engine.stats()
         status = 200 if stats.state is EngineState.READY else 503
         return Response(stats.to_wire(), status, media_type="application/json")
+
+    async def _render(self, request: Request) -> BaseModel:
+        # Asked for each time: before the engine has started there is none.
+        return await self._engine.renderer.render(request)
 
     async def _abort(self, call: AbortCall) -> BaseModel:
         return AbortAnswer(aborted=await self._engine.abort(call.request_id))

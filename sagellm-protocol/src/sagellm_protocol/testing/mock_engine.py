@@ -118,7 +118,13 @@ class MockEngine:
 
     @property
     def renderer(self) -> MockRenderer:
-        """Renders bytes."""
+        """Renders bytes.
+
+        Raises:
+            SageLLMError: ``UNAVAILABLE`` until the engine has started.
+        """
+        if self._state is EngineState.STARTING:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, "the mock engine has not started")
         return self._renderer
 
     async def stats(self) -> EngineStats:
