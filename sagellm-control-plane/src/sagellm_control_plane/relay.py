@@ -36,22 +36,28 @@ R = TypeVar("R", Request, EmbedRequest, ScoreRequest)
 
 
 async def generate(
-    ticket: Ticket, member: Member, prompt: RenderedPrompt | None, now: Callable[[], float], abort_timeout_s: float
+    ticket: Ticket,
+    member: Member,
+    prompt_for: Callable[[Ticket, Member], Awaitable[RenderedPrompt]],
+    now: Callable[[], float],
+    abort_timeout_s: float,
 ) -> AsyncGenerator[StreamEvent, None]:
     """Relay one attempt. Its last event is terminal, whatever the engine does.
 
     Args:
         ticket: Has a place at ``member``.
         member: Where to send it.
-        prompt: As that engine reads it.
+        prompt_for: Gives the prompt as that engine reads it, if the ticket does not have it already.
         now: Monotonic seconds.
         abort_timeout_s: Longest to wait for the engine to let go of an attempt that was not finished.
     """
-    engine, request = _engine(member), ticket.request
+    request = ticket.request
     assert isinstance(request, Request)
-    caller_id, sent = request.request_id, now()
-    finished = False
+    caller_id, finished = request.request_id, False
     try:
+        engine = _engine(member)
+        prompt = ticket.prompts.get(member.render_key) or await ticket.wait(lambda: prompt_for(ticket, member))
+        sent = now()
         events = engine.generate(_renamed(ticket, request, now()), prompt)
         try:
             while not finished:

@@ -54,18 +54,15 @@ class RenderDesk:
                 error = refusal
         raise error
 
-    async def prompt_for(self, ticket: Ticket, member: Member) -> RenderedPrompt | None:
-        """The prompt as ``member`` reads it; rendered again if its engine reads otherwise than the one that was asked.
+    async def prompt_for(self, ticket: Ticket, member: Member) -> RenderedPrompt:
+        """The prompt as ``member`` reads it, whose engine reads otherwise than the one that was asked first.
 
         Raises:
             SageLLMError: See :meth:`render`.
         """
-        if not isinstance(ticket.request, Request):
-            return None
-        key = member.render_key
-        if key not in ticket.prompts:
-            ticket.prompts[key] = await self._ask(member, ticket.request, self._timeout_s)
-        return ticket.prompts[key]
+        assert isinstance(ticket.request, Request)
+        prompt = ticket.prompts[member.render_key] = await self._ask(member, ticket.request, self._timeout_s)
+        return prompt
 
     async def _ask(self, member: Member, request: Request, limit_s: float) -> RenderedPrompt:
         if member.engine is None:

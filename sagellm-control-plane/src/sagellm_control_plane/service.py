@@ -285,14 +285,14 @@ class ControlPlaneService:
         failure: SageLLMError | None = None
         while True:
             try:
-                member, prompt = await self._placed(ticket)
+                member = await self._placed(ticket)
             except SageLLMError as error:
                 self.dispatcher.withdraw(ticket)
                 told = _first_cause(failure, error)
                 yield ErrorEvent(request_id=ticket.request.request_id, error=told.info())
                 return
             failure = None
-            attempt = relay.generate(ticket, member, prompt, self._clock, self.settings.abort_timeout_s)
+            attempt = relay.generate(ticket, member, self._desk.prompt_for, self._clock, self.settings.abort_timeout_s)
             async with aclosing(attempt) as events:
                 async for event in events:
                     if isinstance(event, ErrorEvent):
@@ -308,7 +308,7 @@ class ControlPlaneService:
             if failure is None:
                 return
 
-    async def _placed(self, ticket: Ticket) -> tuple[Member, RenderedPrompt | None]:
+    async def _placed(self, ticket: Ticket) -> Member:
         """Render the prompt if it was not, and wait for a place."""
         request = ticket.request
         if isinstance(request, Request) and not ticket.prompts:
@@ -317,9 +317,10 @@ class ControlPlaneService:
         self.dispatcher.enqueue(ticket)
         turn = ticket.turn
         assert turn is not None
+        if turn.done():
+            return turn.result()
         try:
-            member = await ticket.wait(lambda: self._in_time(turn))
-            return member, await ticket.wait(lambda: self._desk.prompt_for(ticket, member))
+            return await ticket.wait(lambda: self._in_time(turn))
         except BaseException:
             self.dispatcher.withdraw(ticket)
             raise
@@ -354,7 +355,7 @@ class ControlPlaneService:
         try:
             while True:
                 try:
-                    member, _ = await self._placed(ticket)
+                    member = await self._placed(ticket)
                 except SageLLMError as error:
                     raise _first_cause(failure, error) from error
                 try:
