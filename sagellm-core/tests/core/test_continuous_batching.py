@@ -278,31 +278,39 @@ def test_an_executor_that_always_fails_ends_the_core() -> None:
         harness.core.step()
 
 
-class Recorder:
-    def __init__(self) -> None:
-        self.held: dict[bytes, bytes | None] = {}
-        self.removals = 0
+def follow(held: dict[bytes, bytes | None], harness: Harness) -> int:
+    """Bring ``held`` up to date; the number of blocks that were removed."""
+    removed = 0
+    for change in harness.core.kv_log.take():
+        parent = change.parent
+        for block in change.blocks:
+            if change.stored:
+                assert block not in held
+                assert parent is None or parent in held
+                held[block] = parent
+                parent = block
+            else:
+                held.pop(block, None)  # one from before the log was watched is not known here
+                removed += 1
+    return removed
 
-    def stored(self, block: bytes, parent: bytes | None) -> None:
-        assert block not in self.held
-        assert parent is None or parent in self.held
-        self.held[block] = parent
 
-    def removed(self, block: bytes) -> None:
-        del self.held[block]
-        self.removals += 1
-
-
-def test_an_observer_hears_what_the_prefix_cache_holds() -> None:
-    recorder = Recorder()
-    harness = Harness(num_blocks=8, max_model_len=32, observer=recorder)
+def test_the_log_tells_what_the_prefix_cache_holds_once_it_is_watched() -> None:
+    harness = Harness(num_blocks=8, max_model_len=32)
+    harness.add(9, prompt(9, 4), 1)
+    harness.run()
+    assert not harness.core.kv_log.take()
+    harness.core.kv_log.watched = True
+    held: dict[bytes, bytes | None] = {}
     harness.add(0, prompt(0, 16), 4)
     harness.run()
-    assert len(recorder.held) == harness.core.stats().cached_blocks == 4
-    harness.add(1, prompt(1, 25), 6)
+    follow(held, harness)
+    assert len(held) == 4
+    harness.add(1, prompt(1, 25), 3)
     harness.run()
-    assert recorder.removals == harness.core.stats().evicted_blocks > 0
-    assert len(recorder.held) == harness.core.stats().cached_blocks
+    assert follow(held, harness) > 0
+    assert harness.core.stats().evicted_blocks > 0
+    assert len(held) == harness.core.stats().cached_blocks
 
 
 def test_what_a_request_held_is_measured() -> None:

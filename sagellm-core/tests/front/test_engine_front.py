@@ -15,6 +15,7 @@ from fake_model import CHARACTERS, fake_engine, fake_spec, write_tokenizer
 from sagellm_core.front.engine import FrontEngine
 from sagellm_protocol import (
     SLO,
+    BlocksStored,
     DeltaEvent,
     EndEvent,
     EngineState,
@@ -26,6 +27,7 @@ from sagellm_protocol import (
     SageLLMError,
     collect,
 )
+from sagellm_protocol.interfaces import KVEventSource
 
 PROMPT = "the cat sat on the mat"
 
@@ -234,3 +236,25 @@ async def test_limits_that_contradict_each_other_are_refused_at_the_start(folder
 async def _completed(engine: FrontEngine) -> None:
     while (await engine.stats()).completed == 0:  # each answer takes a turn of the core
         pass
+
+
+@pytest.mark.parametrize("core", ["inline", "process"])
+async def test_changes_of_the_prefix_cache_are_told_by_the_contracts_hashes(folder: Path, core: str) -> None:
+    engine = fake_engine(folder, fake_spec(core, block_size=4))
+    await engine.start()
+    assert isinstance(engine, KVEventSource)
+    feed = engine.kv_events()
+    prompt = await engine.renderer.render(request())
+    await answer(engine, request())
+    batch = await asyncio.wait_for(anext(feed), 30)
+    assert batch.sequence == 0
+    assert batch.engine_id == engine.info.engine_id
+    [event] = batch.events
+    assert isinstance(event, BlocksStored)
+    assert event.block_hashes == prompt.block_hashes
+    assert event.parent is None
+    assert event.block_size == 4
+    await engine.stop()
+    later = [batch.sequence async for batch in feed]
+    assert later == list(range(1, len(later) + 1))
+    assert later

@@ -18,7 +18,7 @@ from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.blocks import root_hash
 
 from .block_manager import BlockManager, group_specs
-from .block_pool import CacheObserver
+from .kv_log import KVLog
 from .plan import SlotResult, StepPlan
 from .process_memory import PeakMemory
 from .request import Beginning, CoreOutput, CoreRequest, CoreStats, Ending
@@ -59,7 +59,9 @@ class EngineCore:
         executor: Loaded; its cache is made here.
         limits: How large it is.
         prefix_caching: Whether prefixes outlive the sequences that computed them.
-        observer: Told of what the prefix cache holds.
+
+    Attributes:
+        kv_log: What changes in the prefix cache.
     """
 
     def __init__(
@@ -68,9 +70,9 @@ class EngineCore:
         limits: CoreLimits,
         *,
         prefix_caching: bool = True,
-        observer: CacheObserver | None = None,
     ) -> None:
         self.limits = limits
+        self.kv_log = KVLog()
         self._executor = executor
         self._prefix_caching = prefix_caching
         info = executor.info
@@ -80,7 +82,7 @@ class EngineCore:
             limits.num_blocks,
             limits.block_size,
             keep=prefix_caching,
-            observer=observer,
+            observer=self.kv_log,
         )
         self._scheduler = Scheduler(
             self._blocks, limits.max_num_seqs, limits.max_num_batched_tokens, before_release=self._measure

@@ -20,8 +20,9 @@ import msgspec
 from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
 from sagellm_core.tokenizer import Tokenizer, load_tokenizer
 from sagellm_core.transport.base import CoreClient
-from sagellm_core.transport.messages import Abort, Add, CoreMessage, Outputs, Ping, Pong, Ready
+from sagellm_core.transport.messages import Abort, Add, CoreMessage, KVChanges, Outputs, Ping, Pong, Ready, Watch
 from sagellm_protocol import features
+from sagellm_protocol.blocks import KVEventBatch
 from sagellm_protocol.devices import DeviceInfo
 from sagellm_protocol.engine import EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
 from sagellm_protocol.errors import ErrorCode, SageLLMError
@@ -31,6 +32,7 @@ from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, ScoreResponse
 
 from .job import Job
+from .kv_feed import KVFeed
 from .renderer import PromptRenderer
 from .sampling import choice_seeds, resolve_sampling
 
@@ -89,6 +91,7 @@ class FrontEngine:
         self._stats: CoreStats | None = None
         self._pings: dict[int, asyncio.Future[CoreStats]] = {}
         self._ping_numbers = count()
+        self._kv_feed = KVFeed(self._engine_id)
 
     # -- what it says of itself ---------------------------------------------------------------------------------------
 
@@ -138,6 +141,13 @@ class FrontEngine:
             refused=self._ended[RequestEnding.REFUSED],
             **known,
         )
+
+    def kv_events(self) -> AsyncGenerator[KVEventBatch, None]:
+        """Changes of its prefix cache from this call on; ends when the engine stops."""
+        events = self._kv_feed.subscribe()
+        if self._core is not None and self._client is not None:
+            self._client.send(Watch())
+        return events
 
     def logs(self, lines: int = 100) -> Sequence[str]:
         """The last lines its core wrote, where they are kept apart."""
@@ -190,6 +200,7 @@ class FrontEngine:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        self._kv_feed.close()
         client, self._client = self._client, None
         if client is not None:
             await client.stop()
@@ -217,6 +228,8 @@ class FrontEngine:
             chat = {features.CHAT} if self._renderer.tokenizer.chat.sources else set()
             self._features = FEATURES | chat
             self._core, self._heard_s = ready, time.monotonic()
+            if self._kv_feed.wanted:
+                self._client.send(Watch())
         except BaseException:
             core.cancel()
             await asyncio.wait([core, tokenizer])
@@ -356,6 +369,8 @@ class FrontEngine:
         if isinstance(message, Outputs):
             for output in message.outputs:
                 self._take_output(output)
+        elif isinstance(message, KVChanges):
+            self._kv_feed.publish(message.number, message.changes, self.renderer.block_size)
         elif isinstance(message, Pong):
             self._stats = message.stats
             waiting = self._pings.pop(message.number, None)
@@ -384,6 +399,8 @@ class FrontEngine:
         for waiting in self._pings.values():
             waiting.cancel()
         self._pings.clear()
+
+        self._kv_feed.close()
 
     async def _ask_stats(self) -> None:
         assert self._client is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from sagellm_core.core.kv_log import KVChange
 from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
 
 
@@ -33,11 +34,15 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
+class Watch(msgspec.Struct, frozen=True, tag=True):
+    """Tell what changes in the prefix cache from now on, by :class:`KVChanges`."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """Leave everything and end."""
 
 
-FrontMessage = Hello | Add | Abort | Ping | Stop
+FrontMessage = Hello | Add | Abort | Ping | Watch | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -88,11 +93,18 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     stats: CoreStats
 
 
+class KVChanges(msgspec.Struct, frozen=True, tag=True):
+    """What one step changed in the prefix cache; numbered from 0 without a gap."""
+
+    number: int
+    changes: list[KVChange]
+
+
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """The core is alive. Sent when nothing else was for a while."""
 
 
-CoreMessage = Ready | Failed | Outputs | Pong | Heartbeat
+CoreMessage = Ready | Failed | Outputs | Pong | KVChanges | Heartbeat
 
 encode = msgspec.msgpack.Encoder().encode
 decode_front = msgspec.msgpack.Decoder(FrontMessage).decode

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
+from itertools import count
 
 from sagellm_core.core.loop import EngineCore, Outputs as StepOutputs
 from sagellm_core.core.request import CoreOutput, CoreRequest, Ending
 from sagellm_core.core.sequence import Finish
 
 from .base import Channel
-from .messages import Abort, Add, FrontMessage, Heartbeat, Hello, Outputs, Ping, Pong, Ready, Stop
+from .messages import Abort, Add, FrontMessage, Heartbeat, Hello, KVChanges, Outputs, Ping, Pong, Ready, Stop, Watch
 
 HEARTBEAT_S = 1.0
 """A front hears something at least this often, as long as steps are shorter."""
@@ -33,6 +34,8 @@ class _Service:
         self._core = core
         self._channel = channel
         self._ready = _ready(core)
+        self._watchers: set[Hashable] = set()
+        self._kv_numbers = count()
         self._heard: dict[Hashable, float] = {}  # when each front was last sent something
 
     def run(self) -> None:
@@ -44,6 +47,8 @@ class _Service:
                 self._handle(front, message)
             if self._core.has_work:
                 self._send_all(self._core.step())
+            if self._watchers:
+                self._tell_kv()
             self._beat()
 
     def _handle(self, front: Hashable, message: FrontMessage) -> None:
@@ -57,9 +62,19 @@ class _Service:
         elif isinstance(message, Ping):
             self._heard[front] = time.monotonic()
             self._channel.send(front, Pong(message.number, self._core.stats()))
+        elif isinstance(message, Watch):
+            self._core.kv_log.watched = True
+            self._watchers.add(front)
         elif isinstance(message, Hello):
             self._heard[front] = time.monotonic()
             self._channel.send(front, self._ready)
+
+    def _tell_kv(self) -> None:
+        changes = self._core.kv_log.take()
+        if changes:
+            message = KVChanges(next(self._kv_numbers), changes)
+            for front in self._watchers:
+                self._channel.send(front, message)
 
     def _send_all(self, outputs: StepOutputs) -> None:
         if outputs:
