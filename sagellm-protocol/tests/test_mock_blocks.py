@@ -32,11 +32,7 @@ ENGINE = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(asked=st.lists(ASKED, min_size=1, max_size=8), spec=ENGINE, total_blocks=st.integers(1, 40))
-def test_blocks_add_up_and_come_back(asked: list[dict], spec: dict, total_blocks: int) -> None:
-    asyncio.run(serve(asked, spec, total_blocks))
-
-
-async def serve(asked: list[dict], spec: dict, total_blocks: int) -> None:
+async def test_blocks_add_up_and_come_back(asked: list[dict], spec: dict, total_blocks: int) -> None:
     clock = VirtualClock()
     options = {"total_blocks": total_blocks, "prefill_tokens_per_s": 2000, "itl_ms": 1.0}
     engine = MockEngine(EngineSpec(engine="mock", model="m", options=options, **spec), clock)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pydantic
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -25,6 +26,7 @@ from sagellm_protocol import (
 )
 from sagellm_protocol._wire import Ask, Report
 
+PYDANTIC = tuple(int(part) for part in pydantic.VERSION.split(".")[:2])
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.json"))
 
 
@@ -43,6 +45,7 @@ def test_a_golden_payload_fits_the_shipped_schema(file: Path) -> None:
     jsonschema.validate(json.loads(file.read_text()), schemas.read(name_of(file)))
 
 
+@pytest.mark.skipif(PYDANTIC < (2, 11), reason="before 2.11 pydantic leaves the keys of mappings out of schemas")
 @pytest.mark.parametrize("name", schemas.MESSAGES)
 def test_the_shipped_schema_is_that_of_the_model(name: str) -> None:
     assert schemas.read(name) == schemas.generate(name), (
