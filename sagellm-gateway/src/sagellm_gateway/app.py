@@ -88,11 +88,11 @@ def _layers(settings: GatewaySettings, lifecycle: Lifecycle, meters: Meters) -> 
                 expose_headers=["x-request-id", "retry-after"],
             )
         )
-    layers += [Middleware(Envelope, meters), Middleware(ApiPrefix)]
+    layers += [Middleware(Envelope, meters=meters), Middleware(ApiPrefix)]
     if settings.authenticated:
         keys = [key.get_secret_value() for key in settings.api_keys]
-        layers.append(Middleware(BearerAuth, keys, settings.open_paths))
-    return [*layers, Middleware(Gate, lifecycle), Middleware(BodyLimit, settings.max_body_bytes)]
+        layers.append(Middleware(BearerAuth, keys=keys, open_paths=settings.open_paths))
+    return [*layers, Middleware(Gate, lifecycle=lifecycle), Middleware(BodyLimit, limit=settings.max_body_bytes)]
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import FrameType
 from typing import Any
 
@@ -77,12 +77,17 @@ class GatewayServer(uvicorn.Server):
         """Start, and say so.
 
         Raises:
-            SageLLMError: ``CONFLICT`` when another program came first to listen at the address.
+            SageLLMError: ``CONFLICT`` when another program came first to listen at the address; ``INTERNAL`` when the
+                application did not start, with the reason in the log.
         """
-        try:
-            await super().startup(sockets)
-        except OSError as error:
-            raise _cannot_bind(self.config.host, self.config.port, error) from None
+        # uvicorn tells of a failed start by leaving the program, or in older versions by not having started.
+        with suppress(SystemExit):
+            try:
+                await super().startup(sockets)
+            except OSError as error:
+                raise _cannot_bind(self.config.host, self.config.port, error) from None
+        if not self.started:
+            raise SageLLMError(ErrorCode.INTERNAL, "the gateway's application did not start; the log says why")
         if self._on_ready is not None and sockets:
             self._on_ready(address(sockets[0]))
 

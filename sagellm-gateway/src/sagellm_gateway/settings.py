@@ -1,7 +1,7 @@
 """What an operator may set, read from the environment and overridden by arguments.
 
-Every setting is an environment variable with the prefix ``SAGELLM_GATEWAY_``; host and port are also understood under
-the names that SAGE's gateway used. Knows nothing of how a setting is used.
+Every setting is an environment variable with the prefix ``SAGELLM_GATEWAY_``, or second ``SAGE_GATEWAY_``, which SAGE's
+own gateway used. Knows nothing of how a setting is used.
 """
 
 from __future__ import annotations
@@ -9,12 +9,20 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from sagellm_protocol import ErrorCode, SageLLMError
 
 PREFIX = "SAGELLM_GATEWAY_"
+LEGACY_PREFIX = "SAGE_GATEWAY_"
+"""Of SAGE's own gateway; understood where the other is not set."""
 
 
 def _split(value: Any) -> Any:
@@ -28,10 +36,10 @@ Listed = BeforeValidator(_split)
 class GatewaySettings(BaseSettings):
     """Settings of one gateway. Lists are comma-separated in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", validation_alias=AliasChoices(f"{PREFIX}HOST", "SAGE_GATEWAY_HOST"))
-    port: int = Field(default=8889, ge=0, le=65535, validation_alias=AliasChoices(f"{PREFIX}PORT", "SAGE_GATEWAY_PORT"))
+    host: str = "127.0.0.1"
+    port: int = Field(default=8889, ge=0, le=65535)
     """0 takes any free port."""
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
 
@@ -70,6 +78,18 @@ class GatewaySettings(BaseSettings):
     """Addresses of engine servers that the control plane made here attaches."""
     engine_api_key: SecretStr | None = None
     """Key that those engine servers want."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then our variables, then those of SAGE's gateway."""
+        return init_settings, env_settings, EnvSettingsSource(settings_cls, env_prefix=LEGACY_PREFIX)
 
     @property
     def authenticated(self) -> bool:
