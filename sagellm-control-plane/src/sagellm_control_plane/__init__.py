@@ -1,4 +1,73 @@
 """Many engines behind one interface: registry, routing, queueing, service levels, lifecycle and the remote engine.
 
-Knows nothing of tokens' meaning, torch, or HTTP APIs for users.
+Knows nothing of tokens' meaning, torch, or HTTP APIs for users. Names are imported when they are first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .manager import ControlPlaneManager as ControlPlaneManager
+    from .remote.client import RemoteEngine as RemoteEngine
+    from .remote.server import serve_engine as serve_engine
+    from .service import ControlPlaneService as ControlPlaneService
+    from .settings import PlaneSettings as PlaneSettings
+    from .types import (
+        DecodingConfig as DecodingConfig,
+        EngineInfo as EngineInfo,
+        EngineState as EngineState,
+        ExecutionInstance as ExecutionInstance,
+        ExecutionInstanceType as ExecutionInstanceType,
+        InstanceMetrics as InstanceMetrics,
+        ParallelismType as ParallelismType,
+        PDMetrics as PDMetrics,
+        PDSeparationConfig as PDSeparationConfig,
+        PerformanceMetrics as PerformanceMetrics,
+        PrefillingConfig as PrefillingConfig,
+        RequestMetadata as RequestMetadata,
+        RequestPriority as RequestPriority,
+        RequestStatus as RequestStatus,
+        RequestType as RequestType,
+        ScalingDecision as ScalingDecision,
+        SchedulingDecision as SchedulingDecision,
+        SchedulingMetrics as SchedulingMetrics,
+    )
+
+_ELSEWHERE = {
+    "ControlPlaneManager": ".manager",
+    "ControlPlaneService": ".service",
+    "PlaneSettings": ".settings",
+    "RemoteEngine": ".remote.client",
+    "serve_engine": ".remote.server",
+}
+_TYPES = (
+    "DecodingConfig",
+    "EngineInfo",
+    "EngineState",
+    "ExecutionInstance",
+    "ExecutionInstanceType",
+    "InstanceMetrics",
+    "PDMetrics",
+    "PDSeparationConfig",
+    "ParallelismType",
+    "PerformanceMetrics",
+    "PrefillingConfig",
+    "RequestMetadata",
+    "RequestPriority",
+    "RequestStatus",
+    "RequestType",
+    "ScalingDecision",
+    "SchedulingDecision",
+    "SchedulingMetrics",
+)
+__version__ = "0.6.0"
+__all__ = sorted([*_ELSEWHERE, *_TYPES])  # noqa: PLE0605 - data, so that it cannot differ from what can be had
+
+
+def __getattr__(name: str) -> Any:
+    module = _ELSEWHERE.get(name) or (".types" if name in _TYPES else None)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(module, __name__), name)

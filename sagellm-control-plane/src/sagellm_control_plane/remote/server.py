@@ -46,7 +46,7 @@ async def serve_engine(
 
     Args:
         spec: The engine.
-        host: Address to bind. Anything but this machine wants an ``api_key``.
+        host: Address to bind. Without an ``api_key`` whoever reaches it may use the engine; a warning says so.
         port: 0 takes any free one.
         api_key: What clients must present.
         drain_s: Longest that requests in flight may take after the signal.
@@ -59,6 +59,8 @@ async def serve_engine(
     Raises:
         SageLLMError: ``CONFLICT`` when the port is in use; the root cause when the engine does not start.
     """
+    if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
+        log.warning("listening on %s without a key: whoever reaches this machine may use the engine", host)
     listener = bind(host, port)
     try:
         engine = await asyncio.to_thread(make_engine, spec)
@@ -157,16 +159,21 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         SageLLMError: ``CONFLICT`` when it is in use; ``INVALID_REQUEST`` for an address that cannot be bound.
     """
+    listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
-    except OSError as error:
-        code = ErrorCode.CONFLICT if error.errno == errno.EADDRINUSE else ErrorCode.INVALID_REQUEST
+    except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         raise SageLLMError(
-            code, f"cannot listen on {host}:{port}: {error.strerror or error}; choose another", "port"
+            ErrorCode.CONFLICT if taken else ErrorCode.INVALID_REQUEST,
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}; choose another",
+            "port" if taken else "host",
         ) from error
     listener.setblocking(False)
     return listener
