@@ -91,7 +91,7 @@ def checkpoint(reference: PreTrainedModel, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(params=["reference", "cpu"])
 def driver(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Driver:
-    executor = InlineExecutor(checkpoint, open_backend(request.param, dtype="float32"), dtype="float32")
+    executor = InlineExecutor(checkpoint, open_backend(request.param, dtype="float32", threads=1), dtype="float32")
     executor.allocate(LAYOUT)
     return Driver(executor)
 

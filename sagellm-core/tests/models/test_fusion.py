@@ -24,7 +24,7 @@ class Claiming:
     """The reference backend, which also claims units of one kind and computes them out of what it is told of them."""
 
     def __init__(self, kind: str) -> None:
-        self.ops: Any = open_backend("reference", dtype="float32")
+        self.ops: Any = open_backend("reference", dtype="float32", threads=1)
         self.kind = kind
         self.calls = 0
 

@@ -46,7 +46,7 @@ class Changed(Checkpoint):
 
 @pytest.fixture(scope="module")
 def ops() -> Backend[Any]:
-    return open_backend("reference", dtype="float32")
+    return open_backend("reference", dtype="float32", threads=1)
 
 
 @pytest.fixture(scope="module")

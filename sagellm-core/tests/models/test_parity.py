@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module", params=["reference", "cpu"])
 def ops(request: pytest.FixtureRequest) -> Backend[Any]:
-    return open_backend(request.param, dtype="float32")
+    return open_backend(request.param, dtype="float32", threads=1)
 
 
 @pytest.fixture(scope="module", params=list(tiny.RECIPES))

@@ -45,7 +45,7 @@ def reference(file: Path) -> PreTrainedModel:
 def test_logits_of_the_default_model_equal_the_reference_implementation(
     name: str, file: Path, reference: PreTrainedModel
 ) -> None:
-    ops: Backend[Any] = open_backend(name, dtype="float32")
+    ops: Backend[Any] = open_backend(name, dtype="float32", threads=1)
     model = models.load(open_checkpoint(file), ops, DType.FLOAT32)
     paged = Paged(model, ops, PROMPTS)
     paged.run([[(0, 3), (1, 7)], [(0, 1)], [(0, 1)]])
