@@ -159,6 +159,9 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         SageLLMError: ``CONFLICT`` when it is in use; ``INVALID_REQUEST`` for an address that cannot be bound.
     """
+    if not 0 <= port <= 65535:
+        # The resolver would wrap it around in silence.
+        raise SageLLMError(ErrorCode.INVALID_REQUEST, f"cannot listen on port {port}: it is not in 0 to 65535", "port")
     listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -166,13 +169,13 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         if listener is not None:
             listener.close()
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        taken = error.errno == errno.EADDRINUSE
         raise SageLLMError(
             ErrorCode.CONFLICT if taken else ErrorCode.INVALID_REQUEST,
-            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}; choose another",
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another",
             "port" if taken else "host",
         ) from error
     listener.setblocking(False)
