@@ -43,7 +43,7 @@ def request(number: int = 0, max_tokens: int = 10) -> Request:
 
 
 def pid_of(engine: FrontEngine) -> int:
-    pid = engine._client.pid  # type: ignore[union-attr]
+    pid = engine._link._client.pid  # type: ignore[union-attr]
     assert isinstance(pid, int)
     return pid
 
@@ -116,7 +116,7 @@ async def test_an_interrupt_of_the_whole_group_leaves_the_core_to_its_parent(eng
 async def test_a_core_ends_when_it_is_stopped_and_leaves_nothing_behind(folder: Path) -> None:
     engine = fake_engine(folder, fake_spec("process"))
     await engine.start()
-    pid, sockets = pid_of(engine), engine._client._folder  # type: ignore[union-attr]
+    pid, sockets = pid_of(engine), engine._link._client._folder  # type: ignore[union-attr]
     assert sockets.is_dir()
     assert sockets.stat().st_mode & 0o077 == 0
     await engine.stop()
@@ -167,7 +167,7 @@ def test_a_core_ends_with_its_parent_and_the_front_needs_no_torch(folder: Path) 
             request = Request(request_id="r", model="fake", prompt="hello", sampling=sampling)
             await collect(engine.generate(request), "fake")
             heavy = {{"torch", "transformers", "numpy"}} & set(sys.modules)
-            print(engine._client.pid, sorted(heavy), flush=True)
+            print(engine._link._client.pid, sorted(heavy), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
         asyncio.run(main())

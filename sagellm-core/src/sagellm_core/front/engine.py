@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
+from sagellm_core.core.request import CoreOutput, CoreRequest
 from sagellm_core.tokenizer import Tokenizer, load_tokenizer
 from sagellm_core.transport.base import CoreClient
-from sagellm_core.transport.messages import Abort, Add, CoreMessage, KVChanges, Outputs, Ping, Pong, Ready, Watch
+from sagellm_core.transport.messages import KVChanges, Ready
 from sagellm_protocol import features
 from sagellm_protocol.blocks import KVEventBatch
 from sagellm_protocol.devices import DeviceInfo
@@ -33,6 +33,7 @@ from sagellm_protocol.responses import EmbedResponse, ScoreResponse
 
 from .job import Job
 from .kv_feed import KVFeed
+from .link import CoreLink
 from .renderer import PromptRenderer
 from .sampling import choice_seeds, resolve_sampling
 
@@ -44,8 +45,6 @@ FEATURES = frozenset(
         *(features.ALLOWED_TOKEN_IDS, features.BAD_WORDS, features.ECHO, features.CACHE_SALT),
     }
 )
-STATS_WAIT_S = 0.25
-"""How long statistics wait for a core that is in the middle of a step, before the last ones known are given."""
 
 
 class FrontEngine:
@@ -76,7 +75,7 @@ class FrontEngine:
         self._version = metadata.version("isagellm-core")
         self._features: frozenset[str] = frozenset()
         self._core: Ready | None = None
-        self._client: CoreClient | None = None
+        self._link: CoreLink | None = None
         self._renderer: PromptRenderer | None = None
         self._starting: asyncio.Task[None] | None = None
         self._jobs: dict[int, Job] = {}
@@ -87,10 +86,6 @@ class FrontEngine:
         self._tickets = count()
         self._random = random.Random(spec.seed)
         self._ended = dict.fromkeys(RequestEnding, 0)
-        self._heard_s: float | None = None
-        self._stats: CoreStats | None = None
-        self._pings: dict[int, asyncio.Future[CoreStats]] = {}
-        self._ping_numbers = count()
         self._kv_feed = KVFeed(self._engine_id)
 
     # -- what it says of itself ---------------------------------------------------------------------------------------
@@ -127,31 +122,30 @@ class FrontEngine:
 
     async def stats(self) -> EngineStats:
         """Load and counters; as the core answers, or as last known where it does not answer at once."""
-        if self._state in (EngineState.READY, EngineState.DRAINING):
-            await self._ask_stats()
-        alive = self._heard_s is not None and self._state in (EngineState.READY, EngineState.DRAINING)
-        known = {} if self._stats is None else msgspec.structs.asdict(self._stats)
+        link = self._link
+        if link is not None and self._core is not None:
+            await link.refresh()
         return EngineStats(
             state=self._state,
-            heartbeat_age_s=time.monotonic() - self._heard_s if alive and self._heard_s is not None else None,
+            heartbeat_age_s=None if link is None else link.silence_s,
             completed=self._ended[RequestEnding.COMPLETED],
             failed=self._ended[RequestEnding.FAILED],
             cancelled=self._ended[RequestEnding.CANCELLED],
             expired=self._ended[RequestEnding.EXPIRED],
             refused=self._ended[RequestEnding.REFUSED],
-            **known,
+            **({} if link is None or link.stats is None else msgspec.structs.asdict(link.stats)),
         )
 
     def kv_events(self) -> AsyncGenerator[KVEventBatch, None]:
         """Changes of its prefix cache from this call on; ends when the engine stops."""
         events = self._kv_feed.subscribe()
-        if self._core is not None and self._client is not None:
-            self._client.send(Watch())
+        if self._core is not None and self._link is not None:
+            self._link.watch()
         return events
 
     def logs(self, lines: int = 100) -> Sequence[str]:
         """The last lines its core wrote, where they are kept apart."""
-        return () if self._client is None else self._client.logs(lines)
+        return () if self._link is None else self._link.logs(lines)
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
@@ -201,18 +195,15 @@ class FrontEngine:
             self._starting.cancel()
             await asyncio.wait([self._starting])
         self._kv_feed.close()
-        client, self._client = self._client, None
-        if client is not None:
-            await client.stop()
+        await self._unlink()
 
     async def _load(self) -> None:
         spec = self._spec
-        if self._client is not None:  # of a core that died
-            await self._client.stop()
+        await self._unlink()  # from a core that died
         path = await asyncio.to_thread(self._locate, spec.model, spec.revision)
-        self._client = self._connect(spec, path)
+        link = self._link = CoreLink(self._connect(spec, path), self._take, self._take_kv, self._lose)
         tokenizer = asyncio.ensure_future(asyncio.to_thread(self._load_tokenizer, path))
-        core = asyncio.ensure_future(self._client.start(self._take, self._lose))
+        core = asyncio.ensure_future(link.start())
         try:
             await asyncio.wait([tokenizer, core], return_when=asyncio.FIRST_EXCEPTION)
             if tokenizer.done():
@@ -227,18 +218,22 @@ class FrontEngine:
             )
             chat = {features.CHAT} if self._renderer.tokenizer.chat.sources else set()
             self._features = FEATURES | chat
-            self._core, self._heard_s = ready, time.monotonic()
+            self._core = ready
             if self._kv_feed.wanted:
-                self._client.send(Watch())
+                link.watch()
         except BaseException:
             core.cancel()
             await asyncio.wait([core, tokenizer])
             for task in (core, tokenizer):
                 if not task.cancelled():
                     task.exception()  # one of the two is being raised; the other is not news
-            client, self._client = self._client, None
-            await client.stop()
+            await self._unlink()
             raise
+
+    async def _unlink(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.stop()
 
     def _load_tokenizer(self, path: Path) -> Tokenizer:
         spec = self._spec
@@ -327,9 +322,9 @@ class FrontEngine:
             self._claimed.discard(request_id)
 
     def _submit(self, request: Request, prompt: RenderedPrompt, queued_s: float) -> Job:
-        core, client, params = self._core, self._client, request.sampling
+        core, link, params = self._core, self._link, request.sampling
         assert core is not None
-        assert client is not None
+        assert link is not None
         tokenizer = self.renderer.tokenizer
         sampling = resolve_sampling(params, tokenizer, core.eos_token_ids)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
@@ -339,17 +334,15 @@ class FrontEngine:
             job.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, job)
         self._jobs[job.ticket] = self._by_id[request.request_id] = job
         self._idle.clear()
-        client.send(
-            Add(
-                CoreRequest(
-                    ticket=job.ticket,
-                    prompt=list(prompt.token_ids),
-                    seeds=choice_seeds(seed, params.n),
-                    max_tokens=params.max_tokens or core.max_model_len,
-                    sampling=sampling,
-                    priority=request.priority,
-                    cache_salt=request.cache_salt,
-                )
+        link.add(
+            CoreRequest(
+                ticket=job.ticket,
+                prompt=list(prompt.token_ids),
+                seeds=choice_seeds(seed, params.n),
+                max_tokens=params.max_tokens or core.max_model_len,
+                sampling=sampling,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
             )
         )
         return job
@@ -364,20 +357,7 @@ class FrontEngine:
 
     # -- what the core sends ------------------------------------------------------------------------------------------
 
-    def _take(self, message: CoreMessage) -> None:
-        self._heard_s = time.monotonic()
-        if isinstance(message, Outputs):
-            for output in message.outputs:
-                self._take_output(output)
-        elif isinstance(message, KVChanges):
-            self._kv_feed.publish(message.number, message.changes, self.renderer.block_size)
-        elif isinstance(message, Pong):
-            self._stats = message.stats
-            waiting = self._pings.pop(message.number, None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(message.stats)
-
-    def _take_output(self, output: CoreOutput) -> None:
+    def _take(self, output: CoreOutput) -> None:
         job = self._jobs.get(output.ticket)
         if job is None:  # it was aborted, and this crossed the abort on its way
             return
@@ -389,26 +369,17 @@ class FrontEngine:
             return
         if job.outcome is not None:
             self._forget(job)
-        elif enough and self._client is not None:
-            self._client.send(Abort(job.ticket, output.index))
+        elif enough and self._link is not None:
+            self._link.abort(job.ticket, output.index)
 
     def _lose(self, reason: str) -> None:
         self._state, self._error = EngineState.ERROR, reason
         logger.error("%s", reason)
         self._fail_all(SageLLMError(ErrorCode.ENGINE_FAILED, reason))
-        for waiting in self._pings.values():
-            waiting.cancel()
-        self._pings.clear()
-
         self._kv_feed.close()
 
-    async def _ask_stats(self) -> None:
-        assert self._client is not None
-        number = next(self._ping_numbers)
-        answer = self._pings[number] = asyncio.get_running_loop().create_future()
-        self._client.send(Ping(number))
-        await asyncio.wait([answer], timeout=STATS_WAIT_S)
-        self._pings.pop(number, None)
+    def _take_kv(self, message: KVChanges) -> None:
+        self._kv_feed.publish(message.number, message.changes, self.renderer.block_size)
 
     # -- endings ------------------------------------------------------------------------------------------------------
 
@@ -425,8 +396,8 @@ class FrontEngine:
 
     def _leave(self, job: Job) -> None:
         """Have the core forget a job that ended here before it did there."""
-        if self._client is not None and self._state is not EngineState.ERROR:
-            self._client.send(Abort(job.ticket))
+        if self._link is not None:
+            self._link.abort(job.ticket)
         self._forget(job)
 
     def _forget(self, job: Job) -> None:

@@ -1,0 +1,117 @@
+"""A front's line to its core: what is sent, what comes, how long ago, and statistics on request.
+
+Knows the messages; nothing of requests, text or how they travel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
+from sagellm_core.transport.base import CoreClient
+from sagellm_core.transport.messages import Abort, Add, CoreMessage, KVChanges, Outputs, Ping, Pong, Ready, Watch
+
+STATS_WAIT_S = 0.25
+"""How long statistics wait for a core that is in the middle of a step, before the last ones known are given."""
+
+
+class CoreLink:
+    """One core, from its start to its end.
+
+    Args:
+        client: The way to it, not started yet.
+        take: Takes each output.
+        take_kv: Takes each report of changes in the prefix cache.
+        lose: Is told, once, why the core ended unasked.
+
+    Attributes:
+        lost: Whether it has.
+        stats: As last known.
+    """
+
+    def __init__(
+        self,
+        client: CoreClient,
+        take: Callable[[CoreOutput], None],
+        take_kv: Callable[[KVChanges], None],
+        lose: Callable[[str], None],
+    ) -> None:
+        self.lost = False
+        self.stats: CoreStats | None = None
+        self._client = client
+        self._on_output = take
+        self._on_kv = take_kv
+        self._on_loss = lose
+        self._heard_s: float | None = None
+        self._pings: dict[int, asyncio.Future[None]] = {}
+        self._numbers = count()
+
+    @property
+    def silence_s(self) -> float | None:
+        """Seconds since something came; ``None`` where nothing can any more, or has yet."""
+        return None if self.lost or self._heard_s is None else time.monotonic() - self._heard_s
+
+    async def start(self) -> Ready:
+        """Start the core and return once it is ready.
+
+        Raises:
+            SageLLMError: It could not start; the root cause.
+        """
+        ready = await self._client.start(self._take, self._lose)
+        self._heard_s = time.monotonic()
+        return ready
+
+    def add(self, request: CoreRequest) -> None:
+        """Have a request worked on."""
+        self._client.send(Add(request))
+
+    def abort(self, ticket: int, index: int | None = None) -> None:
+        """Have a request, or one continuation of it, forgotten."""
+        if not self.lost:
+            self._client.send(Abort(ticket, index))
+
+    def watch(self) -> None:
+        """Have changes of the prefix cache reported from now on."""
+        if not self.lost:
+            self._client.send(Watch())
+
+    async def refresh(self) -> None:
+        """Bring :attr:`stats` up to date, unless the core takes too long to answer."""
+        if self.lost:
+            return
+        number = next(self._numbers)
+        answer = self._pings[number] = asyncio.get_running_loop().create_future()
+        self._client.send(Ping(number))
+        await asyncio.wait([answer], timeout=STATS_WAIT_S)
+        self._pings.pop(number, None)
+
+    async def stop(self) -> None:
+        """End the core and release everything."""
+        await self._client.stop()
+
+    def logs(self, lines: int) -> Sequence[str]:
+        """The last lines the core wrote, where they are kept apart."""
+        return self._client.logs(lines)
+
+    def _take(self, message: CoreMessage) -> None:
+        self._heard_s = time.monotonic()
+        if isinstance(message, Outputs):
+            for output in message.outputs:
+                self._on_output(output)
+        elif isinstance(message, KVChanges):
+            self._on_kv(message)
+        elif isinstance(message, Pong):
+            self.stats = message.stats
+            waiting = self._pings.pop(message.number, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+
+    def _lose(self, reason: str) -> None:
+        self.lost = True
+        for waiting in self._pings.values():
+            waiting.cancel()
+        self._pings.clear()
+        self._on_loss(reason)
