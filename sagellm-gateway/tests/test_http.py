@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -24,6 +25,15 @@ def shape(response: httpx.Response) -> dict[str, object]:
     assert set(error) == {"message", "type", "param", "code"}
     assert isinstance(error, dict)
     return error
+
+
+def until(connection: socket.socket, sign: bytes) -> None:
+    """Read until a sign has come."""
+    got = b""
+    while sign not in got:
+        data = connection.recv(65536)
+        assert data, got
+        got += data
 
 
 def test_a_route_that_is_unknown_is_an_error_of_openai(http: httpx.Client) -> None:
@@ -121,6 +131,35 @@ def test_headers_that_do_not_end_are_hung_up_on(small: Live) -> None:
     assert connection.recv(65536) == b""
     connection.close()
     assert httpx.get(f"{small.url}/health", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nx-slow: ",
+        f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{{".encode(),
+    ],
+)
+def test_a_caller_that_does_not_finish_its_request_is_hung_up_on(sent: bytes) -> None:
+    with live(mock_plane(text="ok"), read_timeout_s=0.2) as gateway:
+        connection = gateway.raw(sent)
+        until(connection, b" 408 ")
+        connection.close()
+
+
+def test_a_second_request_that_is_not_finished_is_hung_up_on_too() -> None:
+    with live(mock_plane(text="ok"), read_timeout_s=0.2) as gateway:
+        connection = gateway.raw(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        until(connection, b'"ok"')
+        connection.sendall(b"GET /he")
+        until(connection, b" 408 ")
+        connection.close()
+
+
+def test_a_request_that_takes_long_to_answer_is_not_one_that_takes_long_to_come() -> None:
+    with live(mock_plane(text="xxxxxxxx", itl_ms=100.0), read_timeout_s=0.2) as gateway:
+        assert httpx.post(gateway.url + CHAT, json=BODY | {"max_tokens": 8}, trust_env=False).status_code == 200
 
 
 def test_large_bodies_do_not_count_as_headers() -> None:

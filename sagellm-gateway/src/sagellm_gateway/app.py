@@ -105,6 +105,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     words = {
         404: (f"no route {request.method} {request.url.path}; GET /openapi.json lists them", "unknown_url"),
         405: (f"{request.url.path} does not take {request.method}", "method_not_allowed"),
+        408: (str(error.detail), "request_timeout"),
         415: (str(error.detail), "unsupported_media_type"),
     }
     message, code = words.get(error.status_code, (str(error.detail), "http_error"))

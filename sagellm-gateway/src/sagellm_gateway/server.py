@@ -46,7 +46,7 @@ class GatewayServer(uvicorn.Server):
                 LocalHosts(app, [settings.host, *settings.allowed_hosts]) if settings.local_only else app,
                 host=settings.host,
                 port=settings.port,
-                http=bounded_protocol(settings.max_header_bytes),
+                http=bounded_protocol(settings.max_header_bytes, settings.read_timeout_s),
                 ws="none",
                 lifespan="on",
                 log_config=None,

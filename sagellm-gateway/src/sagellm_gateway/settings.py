@@ -61,6 +61,8 @@ class GatewaySettings(BaseSettings):
     max_embedding_inputs: int = Field(default=2048, ge=1)
     """Inputs of one embedding request."""
 
+    read_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that a caller has to send its headers, and again its body."""
     connection_idle_s: float = Field(default=75.0, gt=0)
     """Seconds after which an unused connection is closed; above a minute, so that the usual proxy closes first."""
     sse_keep_alive_s: float = Field(default=15.0, gt=0)

@@ -5,6 +5,7 @@ Knows nothing of any one route.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sagellm_gateway.errors import public
-from sagellm_gateway.gateway import Gateway
+from sagellm_gateway.gateway import Gateway, gateway_of
 from sagellm_gateway.lifecycle import ClientGoneError
 from sagellm_gateway.openai.body import Body
 from sagellm_gateway.stream import EventStream, EventWriter
@@ -28,12 +29,16 @@ async def json_body(request: Request) -> bytes:
     """The bytes of a body that says it is JSON, or says nothing of itself.
 
     Raises:
-        HTTPException: 415 for another kind.
+        HTTPException: 415 for another kind, 408 for one that does not come.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(415, f"Content-Type is {kind[:80]!r}; send application/json")
-    return await request.body()
+    timeout = gateway_of(request).settings.read_timeout_s
+    try:
+        return await asyncio.wait_for(request.body(), timeout)
+    except asyncio.TimeoutError:
+        raise HTTPException(408, f"the body did not come within {timeout:g} s") from None
 
 
 def answer(value: Any) -> Response:
