@@ -18,8 +18,8 @@ from sagellm_protocol.interfaces import Engine
 class LocalServer:
     """An ASGI application on a free port of this machine."""
 
-    def __init__(self, app: Any) -> None:
-        self._listener = bind("127.0.0.1", 0)
+    def __init__(self, app: Any, port: int = 0) -> None:
+        self._listener = bind("127.0.0.1", port)
         self.url = url_of(self._listener)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
@@ -56,10 +56,10 @@ class ServedEngine(RemoteEngine):
 
 
 @contextlib.asynccontextmanager
-async def served(engine: Engine, **options: Any) -> AsyncIterator[str]:
+async def served(engine: Engine, port: int = 0, **options: Any) -> AsyncIterator[str]:
     """The address of a server of a started engine."""
     await engine.start()
-    server = LocalServer(EngineApp(engine, **options))
+    server = LocalServer(EngineApp(engine, **options), port)
     await server.start()
     try:
         yield server.url

@@ -262,6 +262,20 @@ async def read(plane: ControlPlaneService, request: object) -> list[StreamEvent]
     return await asyncio.wait_for(_all(plane.submit(request)), PATIENCE_S)  # type: ignore[arg-type]
 
 
+async def test_an_attached_engine_that_came_back_as_another_is_known_by_its_new_name(
+    planes: Callable[..., ControlPlaneService],
+) -> None:
+    plane = planes()
+    async with served(MockEngine(mock("before"))) as url:
+        await plane.attach_engine(url, engine_id="e")
+        assert isinstance((await read(plane, ask("before")))[-1], EndEvent)
+    await until(lambda: plane.fleet.member("e").state is EngineState.ERROR)
+    async with served(MockEngine(mock("after")), port=int(url.rsplit(":", 1)[1])):
+        await until(lambda: plane.fleet.member("e").ready)
+        assert [model.name for model in await plane.models()] == ["after"]
+        assert isinstance((await read(plane, ask("after")))[-1], EndEvent)
+
+
 async def test_a_killed_engine_process_fails_its_request_and_is_started_again(
     planes: Callable[..., ControlPlaneService],
 ) -> None:

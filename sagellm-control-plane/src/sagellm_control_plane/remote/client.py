@@ -82,6 +82,9 @@ class RemoteEngine:
         self._silence_s = silence_s
         self._ask_s = ask_s
         self._session: aiohttp.ClientSession | None = None
+        self._stale = False
+        # Stopped on this side: a server that says of itself that it has stopped may yet come back.
+        self._closed = False
         self._info = EngineInfo(
             engine_id=self._url, engine="remote", model="unknown", served_names=(), state=EngineState.STARTING
         )
@@ -121,7 +124,7 @@ class RemoteEngine:
         self, request: Request, prompt: RenderedPrompt | None = None
     ) -> AsyncGenerator[StreamEvent, None]:
         """Stream a request's events. Closing it early closes the connection, which aborts the request there."""
-        if self._info.state in (EngineState.STARTING, EngineState.STOPPED):
+        if self._closed or self._info.state is EngineState.STARTING:
             error = SageLLMError(ErrorCode.UNAVAILABLE, f"the client of {self._url} is {self._info.state.value}")
             yield ErrorEvent(request_id=request.request_id, error=error.info())
             return
@@ -155,7 +158,7 @@ class RemoteEngine:
                 error = SageLLMError(ErrorCode.ENGINE_FAILED, f"the engine at {self._url} broke off: {_said(failure)}")
         except SageLLMError as refusal:
             error = refusal
-        if self._stopped():
+        if self._was_closed():
             error = SageLLMError(ErrorCode.CANCELLED, f"the client of {self._url} was stopped")
         yield ErrorEvent(request_id=request.request_id, error=error.info())
 
@@ -173,16 +176,22 @@ class RemoteEngine:
         return answer.aborted
 
     async def stats(self) -> EngineStats:
-        """Load and counters; what the server says of itself is taken in too when its state has changed.
+        """Load and counters; what the server says of itself is taken in too when that may have changed.
 
         Raises:
             SageLLMError: ``UNAVAILABLE`` when the server does not answer.
         """
-        if self._info.state is EngineState.STOPPED:
+        if self._closed:
             return EngineStats(state=EngineState.STOPPED)
-        stats = await self._ask("GET", "/stats", EngineStats)
-        if stats.state is not self._info.state:
+        try:
+            stats = await self._ask("GET", "/stats", EngineStats)
+        except SageLLMError:
+            # What answers next may be another engine, started anew at the same address.
+            self._stale = True
+            raise
+        if self._stale or stats.state is not self._info.state:
             self._info = await self._ask("GET", "/info", EngineInfo)
+            self._stale = False
         return stats
 
     async def drain(self) -> None:
@@ -192,15 +201,18 @@ class RemoteEngine:
 
     async def stop(self) -> None:
         """Let go of the server, which goes on; what this client has in flight there is aborted."""
+        self._closed = True
         self._info = self._info.model_copy(update={"state": EngineState.STOPPED})
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
-    def _stopped(self) -> bool:
-        return self._info.state is EngineState.STOPPED
+    def _was_closed(self) -> bool:
+        return self._closed
 
     def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, f"the client of {self._url} was stopped")
         if self._session is None:
             # Limits are the plane's business; a pool that made requests wait would hide them from it.
             self._session = aiohttp.ClientSession(
