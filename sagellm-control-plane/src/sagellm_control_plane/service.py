@@ -48,7 +48,7 @@ from .policies import policy_named
 from .rendering import RenderDesk
 from .routing import router_named
 from .settings import PlaneSettings
-from .ticket import Hints, Ticket, ending_of, estimated_tokens
+from .ticket import Hints, Ticket, estimated_tokens
 
 R = TypeVar("R", EmbedRequest, ScoreRequest)
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class ControlPlaneService:
                     if isinstance(event, EndEvent):
                         self._end(ticket, RequestEnding.COMPLETED)
                     elif isinstance(event, ErrorEvent):
-                        self._end(ticket, ending_of(event.error.code))
+                        self._end(ticket, RequestEnding.of(event.error.code))
                     yield event
         finally:
             if timer is not None:
@@ -368,7 +368,7 @@ class ControlPlaneService:
                 self._end(ticket, RequestEnding.COMPLETED)
                 return answer
         except SageLLMError as error:
-            self._end(ticket, ending_of(error.code))
+            self._end(ticket, RequestEnding.of(error.code))
             raise
         finally:
             if timer is not None:
@@ -387,7 +387,7 @@ class ControlPlaneService:
         if ticket.interrupt(error, final=True):
             return
         # Its caller is busy with what it was given: end it and free the engine now rather than when it asks for more.
-        self._end(ticket, ending_of(error.code))
+        self._end(ticket, RequestEnding.of(error.code))
         if engine is not None and ticket.attempt_id is not None:
             self._background.spawn(self._abort(engine, ticket.attempt_id), f"abort {ticket.attempt_id}")
 

@@ -180,17 +180,3 @@ def estimated_tokens(request: AnyRequest) -> int:
     if isinstance(request, EmbedRequest):
         return sum(math.ceil(len(item) / 4) if isinstance(item, str) else len(item) for item in request.inputs) or 1
     return math.ceil(sum(len(request.query) + len(document) for document in request.documents) / 4)
-
-
-_ENDINGS = {
-    ErrorCode.CANCELLED: RequestEnding.CANCELLED,
-    ErrorCode.DEADLINE_EXCEEDED: RequestEnding.EXPIRED,
-    ErrorCode.INTERNAL: RequestEnding.FAILED,
-    ErrorCode.ENGINE_FAILED: RequestEnding.FAILED,
-    ErrorCode.UNAVAILABLE: RequestEnding.FAILED,
-}
-
-
-def ending_of(code: ErrorCode) -> RequestEnding:
-    """How a request ends that ends with this error: whatever is not our fault, time or a caller's wish is a refusal."""
-    return _ENDINGS.get(code, RequestEnding.REFUSED)
