@@ -146,15 +146,23 @@ def test_a_closed_socket_frees_its_blocks(client: openai.OpenAI, real_stack: Ser
         received = b""
         while b"data:" not in received:
             received += connection.recv(4096)
-        assert metric(real_stack, "sagellm:num_requests_running") >= 1
+        until(lambda: metric(real_stack, "sagellm:num_requests_running") >= 1)
     until(lambda: metric(real_stack, "sagellm:num_requests_running") == 0)
     until(lambda: metric(real_stack, "sagellm:kv_cache_usage_perc") == 0)
 
 
-def test_metrics_count_what_was_produced(client: openai.OpenAI, real_stack: Server) -> None:
-    before = metric(real_stack, "sagellm:generation_tokens_total")
-    ask(client, real_stack.model, temperature=0, max_tokens=5, extra_body={"ignore_eos": True})
-    until(lambda: metric(real_stack, "sagellm:generation_tokens_total") == before + 5)
+def test_metrics_count_what_was_produced(serve: Callable[..., Server]) -> None:
+    server = serve("serve", "smollm2-135m", "--max-model-len", "512")
+    with openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0) as client:
+        answer = ask(client, server.model, temperature=0, max_tokens=5, extra_body={"ignore_eos": True})
+    assert answer.usage is not None
+    until(lambda: metric(server, "sagellm:generation_tokens_total") == 5)
+    assert metric(server, "sagellm:prompt_tokens_total") == answer.usage.prompt_tokens
+    assert metric(server, "sagellm:request_success_total") == 1
+    assert metric(server, "sagellm:time_to_first_token_seconds_count") == 1
+    assert metric(server, "sagellm:e2e_request_latency_seconds_sum") > metric(
+        server, "sagellm:time_to_first_token_seconds_sum"
+    )
 
 
 def test_the_gateways_process_never_loads_torch(real_stack: Server) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._exports import EXPORTS
 
 if TYPE_CHECKING:
-    from sagellm_control_plane.manager import ControlPlaneManager as ControlPlaneManager
+    from sagellm_control_plane import ControlPlaneManager as ControlPlaneManager
     from sagellm_core import LLM as LLM
     from sagellm_protocol import (
         ChoiceEnd as ChoiceEnd,

@@ -35,7 +35,7 @@ _PROTOCOL = (
 
 EXPORTS: dict[str, str] = {
     "LLM": "sagellm_core",
-    "ControlPlaneManager": "sagellm_control_plane.manager",
+    "ControlPlaneManager": "sagellm_control_plane",
     "UnifiedInferenceClient": "sagellm.client",
     "AsyncInferenceClient": "sagellm.client",
     **dict.fromkeys(_PROTOCOL, "sagellm_protocol"),
