@@ -60,6 +60,7 @@ class Theirs:
         import transformers
 
         transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         torch.set_num_threads(threads)
         self._torch = torch
         files: dict[str, Any] = {"pretrained_model_name_or_path": path}
