@@ -50,21 +50,11 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def chat_payload(messages: Iterable[Mapping[str, Any]], model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Body of a chat completion."""
-    return {"model": model, "messages": [dict(message) for message in messages], **options}
-
-
-def generate_payload(prompt: str, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Body of a text completion."""
-    return {"model": model, "prompt": prompt, **options}
-
-
-def embed_payload(texts: Iterable[str], model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Body of an embedding request."""
-    if isinstance(texts, str):
+def texts(given: Iterable[str]) -> list[str]:
+    """The texts to embed, as a list."""
+    if isinstance(given, str):
         raise SageLLMError(ErrorCode.INVALID_REQUEST, "embed takes a list of texts; got one string", "texts")
-    return {"model": model, "input": list(texts), **options}
+    return list(given)
 
 
 def refuse_stream(options: Mapping[str, Any], instead: str) -> None:
@@ -81,6 +71,23 @@ def first_model(listing: Mapping[str, Any]) -> str:
             ErrorCode.MODEL_NOT_FOUND, "the server lists no model yet; name one, or wait until one is loaded", "model"
         )
     return str(models[0]["id"])
+
+
+def body(status: int, content: bytes, retry_after: str | None) -> Mapping[str, Any]:
+    """The JSON of an answer.
+
+    Raises:
+        SageLLMError: The server refused or failed.
+    """
+    if status >= 400:
+        raise error_of(status, content, retry_after)
+    try:
+        answer: Mapping[str, Any] = json.loads(content)
+    except ValueError as error:
+        raise SageLLMError(
+            ErrorCode.INTERNAL, f"the server answered {status} with what is no JSON: {content[:200]!r}"
+        ) from error
+    return answer
 
 
 def error_of(status: int, body: bytes, retry_after: str | None = None) -> SageLLMError:

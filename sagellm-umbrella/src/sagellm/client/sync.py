@@ -1,75 +1,26 @@
-"""The synchronous client. Names and shapes are those ``sage.llm`` had; knows nothing of how the server works."""
+"""The synchronous client. Its names and shapes are those ``sage.llm`` had."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from typing_extensions import Self
 
-from sagellm_protocol import ErrorCode, SageLLMError
-
 from . import _wire
+from .base import Call, InferenceClient, Json
+
+Result = TypeVar("Result")
 
 
-class UnifiedInferenceClient:
-    """Chat, completion and embedding against one gateway; answers are the server's JSON.
+class UnifiedInferenceClient(InferenceClient[httpx.Client]):
+    """The client for programs that wait; see :class:`~sagellm.client.base.InferenceClient` for what it takes."""
 
-    Args:
-        base_url: Address of the API, ending in ``/v1``.
-        default_llm_model: Model of :meth:`chat` and :meth:`generate` where none is named; absent, the first one served.
-        default_embedding_model: Likewise for :meth:`embed`.
-        timeout: Seconds to wait for the server to say anything.
-        session: An ``httpx.Client`` to use in place of one of its own; it is left open.
-        api_key: Key of the server; absent, ``SAGELLM_API_KEY``.
-    """
+    _session_type = httpx.Client
 
-    def __init__(
-        self,
-        base_url: str,
-        default_llm_model: str | None = None,
-        default_embedding_model: str | None = None,
-        timeout: float = 60,
-        session: httpx.Client | None = None,
-        *,
-        api_key: str | None = None,
-    ) -> None:
-        if session is not None and not isinstance(session, httpx.Client):
-            raise SageLLMError(
-                ErrorCode.INVALID_REQUEST,
-                f"session is a {type(session).__module__}.{type(session).__qualname__}; give an httpx.Client",
-                "session",
-            )
-        self.base_url = _wire.base_url(base_url)
-        self.default_llm_model = default_llm_model
-        self.default_embedding_model = default_embedding_model
-        self.timeout = timeout
-        self._headers = _wire.headers(api_key)
-        self._session = session or httpx.Client()
-        self._owns_session = session is None
-
-    @classmethod
-    def create(
-        cls,
-        control_plane_url: str | None = None,
-        default_llm_model: str | None = None,
-        default_embedding_model: str | None = None,
-        timeout: float = 60,
-        session: httpx.Client | None = None,
-        *,
-        api_key: str | None = None,
-    ) -> Self:
-        """A client of a running gateway: at ``control_plane_url``, else ``SAGELLM_BASE_URL``, else local port 8889."""
-        url = _wire.base_url(control_plane_url)
-        return cls(url, default_llm_model, default_embedding_model, timeout, session, api_key=api_key)
-
-    create_with_control_plane = create
-
-    def chat(
-        self, messages: Iterable[Mapping[str, Any]], model: str | None = None, **options: Any
-    ) -> Mapping[str, Any]:
+    def chat(self, messages: Iterable[Json], model: str | None = None, **options: Any) -> Json:
         """Answer a conversation.
 
         Args:
@@ -80,33 +31,27 @@ class UnifiedInferenceClient:
         Raises:
             SageLLMError: The server refused or failed, in its own words; or could not be reached.
         """
-        _wire.refuse_stream(options, "chat_stream")
-        return self._post("/chat/completions", _wire.chat_payload(messages, self._llm(model), options))
+        return self._perform(self._chat(messages, model, options))
 
-    def chat_stream(
-        self, messages: Iterable[Mapping[str, Any]], model: str | None = None, **options: Any
-    ) -> Iterator[Mapping[str, Any]]:
+    def chat_stream(self, messages: Iterable[Json], model: str | None = None, **options: Any) -> Iterator[Json]:
         """Like :meth:`chat`, yielding chunks as they come. Closing the iterator stops the generation."""
-        payload = _wire.chat_payload(messages, self._llm(model), options)
-        yield from self._stream("/chat/completions", payload)
+        yield from self._stream(self._perform(self._chat_call(messages, model, options)))
 
-    def generate(self, prompt: str, model: str | None = None, **options: Any) -> Mapping[str, Any]:
+    def generate(self, prompt: str, model: str | None = None, **options: Any) -> Json:
         """Continue a text; options and errors as for :meth:`chat`."""
-        _wire.refuse_stream(options, "generate_stream")
-        return self._post("/completions", _wire.generate_payload(prompt, self._llm(model), options))
+        return self._perform(self._generate(prompt, model, options))
 
-    def generate_stream(self, prompt: str, model: str | None = None, **options: Any) -> Iterator[Mapping[str, Any]]:
+    def generate_stream(self, prompt: str, model: str | None = None, **options: Any) -> Iterator[Json]:
         """Like :meth:`generate`, yielding chunks as they come."""
-        yield from self._stream("/completions", _wire.generate_payload(prompt, self._llm(model), options))
+        yield from self._stream(self._perform(self._generate_call(prompt, model, options)))
 
-    def embed(self, texts: Iterable[str], model: str | None = None, **options: Any) -> Mapping[str, Any]:
+    def embed(self, texts: Iterable[str], model: str | None = None, **options: Any) -> Json:
         """Vectors of texts, in their order."""
-        name = model or self.default_embedding_model or _wire.first_model(self.models())
-        return self._post("/embeddings", _wire.embed_payload(texts, name, options))
+        return self._perform(self._embed(texts, model, options))
 
-    def models(self) -> Mapping[str, Any]:
+    def models(self) -> Json:
         """Models the server offers."""
-        return self._send("GET", "/models")
+        return self._perform(self._models())
 
     def close(self) -> None:
         """Close the connection, unless it was passed in."""
@@ -121,33 +66,33 @@ class UnifiedInferenceClient:
     ) -> None:
         self.close()
 
-    def _llm(self, model: str | None) -> str:
-        return model or self.default_llm_model or _wire.first_model(self.models())
+    def _perform(self, flow: Generator[Call, Json, Result]) -> Result:
+        try:
+            call = next(flow)
+            while True:
+                call = flow.send(self._send(call))
+        except StopIteration as done:
+            result: Result = done.value
+            return result
 
-    def _post(self, path: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._send("POST", path, payload)
-
-    def _send(self, method: str, path: str, payload: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        url = self.base_url + path
+    def _send(self, call: Call) -> Json:
+        url = self.base_url + call.path
         try:
             answer = self._session.request(
-                method, url, json=payload, headers=self._headers, timeout=httpx.Timeout(self.timeout)
+                call.method, url, json=call.payload, headers=self._headers, timeout=self.timeout
             )
         except httpx.HTTPError as error:
             raise _wire.unreachable(url, error) from error
-        if answer.is_error:
-            raise _wire.error_of(answer.status_code, answer.content, answer.headers.get("retry-after"))
-        body: Mapping[str, Any] = answer.json()
-        return body
+        return _wire.body(answer.status_code, answer.content, answer.headers.get("retry-after"))
 
-    def _stream(self, path: str, payload: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
-        url = self.base_url + path
+    def _stream(self, call: Call) -> Iterator[Json]:
+        url = self.base_url + call.path
         reader = _wire.StreamReader()
-        request = self._session.stream(
-            "POST", url, json={**payload, "stream": True}, headers=self._headers, timeout=httpx.Timeout(self.timeout)
-        )
+        payload = {**(call.payload or {}), "stream": True}
         try:
-            with request as answer:
+            with self._session.stream(
+                call.method, url, json=payload, headers=self._headers, timeout=self.timeout
+            ) as answer:
                 if answer.is_error:
                     raise _wire.error_of(answer.status_code, answer.read(), answer.headers.get("retry-after"))
                 for line in answer.iter_lines():
