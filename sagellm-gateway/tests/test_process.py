@@ -125,6 +125,23 @@ def test_an_address_that_is_not_ours_is_refused_by_name(host: str) -> None:
     assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
+@pytest.mark.parametrize("turns", [1, 3, None], ids=["just-begun", "starting", "serving"])
+async def test_cancelled_it_ends_the_application_before_it_goes(
+    turns: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    listening = asyncio.Event()
+    serving = asyncio.create_task(serve(ScriptedPlane(), load_settings(port=0), lambda _: listening.set()))
+    if turns is None:
+        await asyncio.wait_for(listening.wait(), WAIT_S)
+    for _ in range(turns or 0):
+        await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(serving, WAIT_S)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_the_address_of_a_socket_can_be_opened() -> None:
     with bind("127.0.0.1", 0) as four:
         assert address(four).startswith("http://127.0.0.1:")
@@ -169,7 +186,7 @@ def test_the_module_serves_until_a_signal() -> None:
         (["--port", "70000"], {}, "port"),
         (["--log-level", "loud"], {}, "log_level"),
         (["--host", "0.0.0.0"], {}, "allow_unauthenticated"),
-        ([], {"SAGELLM_GATEWAY_CONTROL_PLANE": "other"}, "installed: default"),
+        (["--port", "0"], {"SAGELLM_GATEWAY_CONTROL_PLANE": "other"}, "installed: default"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_traceback(arguments: list[str], environment: Any, said: str) -> None:

@@ -5,6 +5,7 @@ Knows nothing of what is served. Run as ``python -m sagellm_gateway``, or as ``u
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import time
@@ -72,6 +73,17 @@ class GatewayServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal. It is not raised again once served: a drained server exits with status 0."""
         self.drain()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop. Cancelled, it ends what is in flight and the application before it goes."""
+        try:
+            await super().serve(sockets)
+        except asyncio.CancelledError:
+            self._lifecycle.drain()
+            self._lifecycle.expire()
+            # uvicorn would leave the application's lifespan to be cancelled with the loop, and log that as its failure.
+            await (self.shutdown(sockets) if self.started else self.lifespan.shutdown())
+            raise
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so.

@@ -113,7 +113,7 @@ class GatewaySettings(BaseSettings):
             raise SageLLMError(
                 ErrorCode.INVALID_REQUEST,
                 f"host {self.host!r} is reachable from other machines and no API key is set: set api_keys"
-                f" ({PREFIX}API_KEYS), or bind to 127.0.0.1, or set allow_unauthenticated"
+                f" (--api-key, or {PREFIX}API_KEYS), or bind to 127.0.0.1, or set allow_unauthenticated"
                 f" ({PREFIX}ALLOW_UNAUTHENTICATED=1) where something else keeps strangers out",
                 "host",
             )
