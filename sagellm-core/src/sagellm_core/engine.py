@@ -5,6 +5,7 @@ Knows which transport a spec asks for, and what no engine of ours offers yet.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,14 @@ def create(spec: EngineSpec) -> FrontEngine:
         SageLLMError: ``UNSUPPORTED`` or ``INVALID_REQUEST`` for what it cannot honour, by name.
     """
     from .front.engine import FrontEngine
-    from .store.resolve import resolve
+    from .store import resolve, until
 
     _refuse(spec)
-    return FrontEngine(spec, lambda model, revision: resolve(model, revision=revision), connect)
+    called_off = threading.Event()
+    report = until(called_off)
+    return FrontEngine(
+        spec, lambda model, revision: resolve(model, revision=revision, progress=report), connect, called_off=called_off
+    )
 
 
 def connect(spec: EngineSpec, path: Path) -> CoreClient:

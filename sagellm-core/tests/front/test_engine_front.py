@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import pytest_asyncio
 from fake_executor import alone
 from fake_model import CHARACTERS, fake_engine, fake_spec, write_tokenizer
 from sagellm_core.front.engine import FrontEngine
+from sagellm_core.store import CalledOffError
+from sagellm_core.transport.base import CoreClient
 from sagellm_protocol import (
     SLO,
     BlocksStored,
     DeltaEvent,
     EndEvent,
+    EngineSpec,
     EngineState,
     ErrorCode,
     ErrorEvent,
@@ -225,6 +229,28 @@ async def test_a_start_that_fails_says_why_and_may_be_tried_again(folder: Path, 
     await engine.start()
     assert list((await answer(engine, request())).output_tokens) == expected()
     await engine.stop()
+
+
+async def test_a_start_that_is_cancelled_calls_off_the_search_for_its_model(folder: Path) -> None:
+    searching, called_off = threading.Event(), threading.Event()
+
+    def locate(model: str, revision: str | None) -> Path:
+        searching.set()
+        called_off.wait(30)
+        raise CalledOffError
+
+    engine = FrontEngine(fake_spec("inline"), locate, _no_core, called_off=called_off)
+    starting = asyncio.create_task(engine.start())
+    await asyncio.to_thread(searching.wait, 30)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert called_off.is_set()
+    assert engine.info.state is EngineState.STOPPED
+
+
+def _no_core(spec: EngineSpec, path: Path) -> CoreClient:
+    raise AssertionError("no model was found, and yet a core is wanted")
 
 
 async def test_limits_that_contradict_each_other_are_refused_at_the_start(folder: Path) -> None:

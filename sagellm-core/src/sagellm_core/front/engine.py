@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -57,6 +58,7 @@ class FrontEngine:
         locate: Finds a model on this host by name and revision, fetching it if need be; called in a thread.
         connect: Makes the way to a core of that model.
         engine_id: Its id; made up when absent.
+        called_off: Set while what ``locate`` finds is not wanted any more.
     """
 
     def __init__(
@@ -65,9 +67,11 @@ class FrontEngine:
         locate: Callable[[str, str | None], Path],
         connect: Callable[[EngineSpec, Path], CoreClient],
         engine_id: str | None = None,
+        called_off: threading.Event | None = None,
     ) -> None:
         self._spec = spec
         self._locate = locate
+        self._called_off = called_off or threading.Event()
         self._connect = connect
         self._engine_id = engine_id or f"sagellm-{uuid.uuid4().hex[:12]}"
         self._state = EngineState.STARTING
@@ -200,7 +204,12 @@ class FrontEngine:
     async def _load(self) -> None:
         spec = self._spec
         await self._unlink()  # from a core that died
-        path = await asyncio.to_thread(self._locate, spec.model, spec.revision)
+        self._called_off.clear()
+        try:
+            path = await asyncio.to_thread(self._locate, spec.model, spec.revision)
+        except asyncio.CancelledError:
+            self._called_off.set()  # the thread goes on until it sees this
+            raise
         link = self._link = CoreLink(self._connect(spec, path), self._take, self._take_kv, self._lose)
         tokenizer = asyncio.ensure_future(asyncio.to_thread(self._load_tokenizer, path))
         core = asyncio.ensure_future(link.start())

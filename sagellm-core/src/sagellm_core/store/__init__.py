@@ -9,13 +9,14 @@ from .catalogue import CATALOGUE, DEFAULT_EMBEDDING_MODEL, DEFAULT_MODEL, Catalo
 from .places import HOME_VARIABLE, home
 from .pull import ModelEntry, PulledModel, list_models, pull
 from .resolve import resolve
-from .sources import Progress
+from .sources import CalledOffError, Progress, until
 
 __all__ = [
     "CATALOGUE",
     "DEFAULT_EMBEDDING_MODEL",
     "DEFAULT_MODEL",
     "HOME_VARIABLE",
+    "CalledOffError",
     "CatalogueFile",
     "CatalogueModel",
     "ModelEntry",
@@ -25,4 +26,5 @@ __all__ = [
     "list_models",
     "pull",
     "resolve",
+    "until",
 ]

@@ -83,8 +83,14 @@ class IndexSource:
 
 @contextlib.contextmanager
 def _running(command: list[str], environment: dict[str, str], output: object) -> Iterator[subprocess.Popen[bytes]]:
+    # In a session of its own pip does not get the terminal's Ctrl-C, which is ours to take: it would seem to have failed.
     process = subprocess.Popen(  # type: ignore[call-overload]
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         yield process

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 HOME_VARIABLE = "SAGELLM_HOME"
+_LOOK_EVERY_SECONDS = 0.1
 
 
 def home() -> Path:
@@ -52,7 +54,7 @@ def locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
     Args:
         folder: Made if it is missing.
-        waiting: Called once if somebody else holds it, before the wait begins.
+        waiting: Called again and again while somebody else holds it; what it raises ends the wait.
 
     Raises:
         SageLLMError: ``INVALID_REQUEST`` when the folder cannot be written to.
@@ -66,9 +68,9 @@ def locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
             f"cannot write to {folder} ({error.strerror}); set {HOME_VARIABLE} to a folder that can be written to",
         ) from error
     with file:
-        if not _try_lock(file.fileno()):
+        while not _try_lock(file.fileno()):
             waiting()
-            _wait_for_lock(file.fileno())
+            time.sleep(_LOOK_EVERY_SECONDS)
         yield
 
 
@@ -82,13 +84,6 @@ if sys.platform == "win32":
             return False
         return True
 
-    def _wait_for_lock(descriptor: int) -> None:
-        while True:
-            # LK_LOCK itself waits for ten seconds and then gives up.
-            with contextlib.suppress(OSError):
-                msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
-                return
-
 else:
     import fcntl
 
@@ -98,6 +93,3 @@ else:
         except BlockingIOError:
             return False
         return True
-
-    def _wait_for_lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)

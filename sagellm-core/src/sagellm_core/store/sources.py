@@ -5,6 +5,7 @@ Knows nothing of any one source, nor of whether the files are right: :mod:`.pull
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,26 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+
+
+class CalledOffError(Exception):
+    """Whoever wanted a fetch wants it no longer."""
+
+
+def until(called_off: threading.Event, report: Report | None = None) -> Report:
+    """A report that ends the fetch it is told of once ``called_off`` is set: threads cannot be cancelled from outside.
+
+    Raises:
+        CalledOffError: From the report, and so out of :func:`pull` and :func:`resolve`.
+    """
+
+    def told(progress: Progress) -> None:
+        if called_off.is_set():
+            raise CalledOffError
+        if report is not None:
+            report(progress)
+
+    return told
 
 
 class SourceUnavailableError(Exception):
