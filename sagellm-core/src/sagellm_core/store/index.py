@@ -83,7 +83,7 @@ class IndexSource:
 
 @contextlib.contextmanager
 def _running(command: list[str], environment: dict[str, str], output: object) -> Iterator[subprocess.Popen[bytes]]:
-    # In a session of its own pip does not get the terminal's Ctrl-C, which is ours to take: it would seem to have failed.
+    # In a session of its own pip is spared the terminal's Ctrl-C, which is ours to take and would look like a failure.
     process = subprocess.Popen(  # type: ignore[call-overload]
         command,
         env=environment,
