@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
+import anyio
 import pytest
 
 from conftest import ask, mock, until
+from sagellm_control_plane.fleet import Launched, Member
 from sagellm_control_plane.service import ControlPlaneService, create
 from sagellm_protocol import (
     SLO,
     EmbedRequest,
     EndEvent,
+    EngineHandle,
+    EngineSpec,
     EngineState,
     ErrorCode,
     ErrorEvent,
@@ -35,6 +40,10 @@ async def read(plane: ControlPlaneService, request: object) -> list[StreamEvent]
 
 async def _read(plane: ControlPlaneService, request: object) -> list[StreamEvent]:
     return [event async for event in plane.submit(request)]  # type: ignore[arg-type]
+
+
+async def silence() -> None:
+    await asyncio.Event().wait()
 
 
 def code(events: list[StreamEvent]) -> ErrorCode:
@@ -223,6 +232,112 @@ async def test_an_engine_that_keeps_dying_is_given_up_with_its_reason(planes: Pl
     assert code(await read(plane, ask())) is ErrorCode.UNAVAILABLE
 
 
+async def test_requests_wait_while_their_only_engine_is_started_again(planes: Planes) -> None:
+    plane = planes(restart_backoff_s=0.1, max_queued=2)
+    await plane.start_engine(mock(), engine_id="e")
+    member = plane.fleet.member("e")
+    assert isinstance(member.engine, MockEngine)
+    member.engine.die("pulled the plug")
+    await until(lambda: member.restarting)
+    waiting = [asyncio.create_task(read(plane, ask())) for _ in range(2)]
+    await until(lambda: plane.status_now().queued == 2)
+    assert not plane.status_now().ready
+    assert code(await read(plane, ask())) is ErrorCode.QUEUE_FULL
+    assert [type((await task)[-1]) for task in waiting] == [EndEvent, EndEvent]
+    assert member.restarts == 1
+
+
+async def test_requests_that_wait_for_a_restart_are_told_when_it_fails(planes: Planes) -> None:
+    plane = planes(restart_backoff_s=0.1, max_restarts=1)
+    await plane.start_engine(mock(), engine_id="e")
+    member = plane.fleet.member("e")
+    assert isinstance(member.engine, MockEngine)
+    assert isinstance(member.origin, Launched)
+    member.origin = replace(member.origin, spec=mock(fail_start="the disk is gone"))
+    member.engine.die("pulled the plug")
+    await until(lambda: member.restarting)
+    events = await read(plane, ask())
+    assert code(events) is ErrorCode.UNAVAILABLE
+    assert "the disk is gone" in str(events[-1])
+
+
+async def test_an_engine_whose_death_nobody_noticed_yet_costs_no_request(planes: Planes) -> None:
+    plane = planes(poll_interval_s=60.0)
+    await plane.start_engine(mock(), engine_id="e")
+    member = plane.fleet.member("e")
+    await until(lambda: member.stats is not None)
+    assert isinstance(member.engine, MockEngine)
+    member.engine.die("pulled the plug")
+    assert isinstance((await read(plane, ask()))[-1], EndEvent)
+    assert member.restarts == 1
+
+
+async def test_an_engine_that_fell_silent_has_no_figures(planes: Planes) -> None:
+    plane = planes(auto_restart=False, poll_timeout_s=0.05)
+    await plane.start_engine(mock(), engine_id="e")
+    member = plane.fleet.member("e")
+    await until(lambda: member.stats is not None)
+    assert isinstance(member.engine, MockEngine)
+    member.engine.stats = silence  # type: ignore[method-assign,assignment]
+    await until(lambda: member.state is EngineState.ERROR)
+    [record] = plane.status_now().engines
+    assert record.stats is None
+
+
+async def test_a_drained_engine_that_dies_is_not_started_again(planes: Planes) -> None:
+    plane = planes()
+    await plane.start_engine(mock(), engine_id="e")
+    member = plane.fleet.member("e")
+    await plane.drain_engine("e")
+    assert isinstance(member.engine, MockEngine)
+    member.engine.die("pulled the plug")
+    await until(lambda: member.state is EngineState.ERROR)
+    assert not member.restarting
+    assert member.restarts == 0
+
+
+class Falling:
+    """A launcher with a defect; what it begins takes a while to take down."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+        self.took_down = False
+        self.begun = asyncio.Event()
+
+    async def start(self, spec: EngineSpec, engine_id: str) -> EngineHandle:
+        self.begun.set()
+        if self._error is not None:
+            raise self._error
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                self.took_down = True
+        raise AssertionError
+
+
+async def test_a_launcher_with_a_defect_leaves_an_engine_that_failed_rather_than_one_that_starts_for_ever(
+    planes: Planes,
+) -> None:
+    plane = planes(max_restarts=1)
+    member = Member("e", Launched("falling", mock(), Falling(ZeroDivisionError("by nought"))), ("m",))
+    plane.crew.expect(member)
+    await until(lambda: member.state is EngineState.ERROR and not member.restarting)
+    events = await read(plane, ask())
+    assert code(events) is ErrorCode.UNAVAILABLE
+    assert "ZeroDivisionError: by nought" in str(events[-1])
+
+
+async def test_a_plane_that_stops_lets_a_start_under_way_clean_up(planes: Planes) -> None:
+    plane, launcher = planes(), Falling()
+    plane.crew.expect(Member("e", Launched("falling", mock(), launcher), ("m",)))
+    await asyncio.wait_for(launcher.begun.wait(), PATIENCE_S)
+    await plane.stop()
+    assert launcher.took_down
+
+
 async def test_an_engine_that_hangs_is_found_out_and_what_it_had_goes_elsewhere(planes: Planes) -> None:
     plane = planes(auto_restart=False, poll_timeout_s=0.1)
     await plane.start_engine(mock(prefill_tokens_per_s=0.1), engine_id="stuck")
@@ -231,10 +346,6 @@ async def test_an_engine_that_hangs_is_found_out_and_what_it_had_goes_elsewhere(
     await plane.start_engine(mock(), engine_id="good")
     engine = plane.fleet.member("stuck").engine
     assert isinstance(engine, MockEngine)
-
-    async def silence() -> None:
-        await asyncio.Event().wait()
-
     engine.stats = silence  # type: ignore[method-assign,assignment]
     assert isinstance((await task)[-1], EndEvent)
     assert plane.fleet.member("stuck").state is EngineState.ERROR

@@ -96,6 +96,7 @@ class Crew:
         """Start or reach an engine, unless it is stopped meanwhile."""
         with anyio.CancelScope() as scope:
             member.starting = scope
+            member.landed.clear()
             try:
                 if isinstance(member.origin, Launched):
                     launcher = member.origin.through or await launcher_named(member.origin.launcher)
@@ -110,13 +111,22 @@ class Crew:
                             await engine.stop()
                         raise
                     member.engine = engine
+            except SageLLMError:
+                raise
+            except Exception as error:
+                log.exception("engine %s raised while it started", member.engine_id)
+                raise SageLLMError(
+                    ErrorCode.ENGINE_FAILED,
+                    f"engine {member.engine_id} did not start: {type(error).__name__}: {error}",
+                ) from error
             finally:
                 member.starting = None
+                member.landed.set()
         if member.state is EngineState.STOPPED or member.engine is None:
             with anyio.CancelScope(shield=True):
                 await self._release(member)
             raise SageLLMError(ErrorCode.CANCELLED, f"engine {member.engine_id} was stopped while it started")
-        member.failures, member.last_heard = 0, time.time()
+        member.failures, member.last_heard, member.load.foreign_tokens = 0, time.time(), 0
         member.learn(self._settings.default_capacity, self._settings.slack)
         self._fleet.rename(member, member.engine.info.served_names or member.names)
         member.become(EngineState.READY)
@@ -125,10 +135,13 @@ class Crew:
     # --- watching -----------------------------------------------------------------------------------------------------
 
     def attempt_failed(self, member: Member, error: SageLLMError) -> None:
-        """Trust an engine less until it was looked at, which is done at once."""
-        if error.code in _TROUBLE and member.state is not EngineState.STOPPED:
-            member.failures += 1
-            member.poke.set()
+        """Trust an engine less until it was looked at, which is done at once; one that knows it is dead is believed."""
+        if error.code not in _TROUBLE or member.state is EngineState.STOPPED:
+            return
+        member.failures += 1
+        member.poke.set()
+        if member.engine is not None and member.engine.info.state is EngineState.ERROR:
+            self.died(member, member.engine.info.error or error.message)
 
     async def _watch(self, member: Member) -> None:
         while member.state is not EngineState.STOPPED:
@@ -174,7 +187,7 @@ class Crew:
             member.restarts, member.restarted_at = 0, None
         if member.state is EngineState.ERROR and stats.state is EngineState.READY:
             self._fleet.rename(member, member.engine.info.served_names or member.names)
-            member.become(EngineState.READY)
+            member.become(EngineState.DRAINING if member.unwanted else EngineState.READY)
             self._dispatcher.fleet_changed()
         else:
             # Room may have grown, or the engine may have left a drain of its own.
@@ -200,6 +213,8 @@ class Crew:
             return
         log.warning("engine %s counts as dead: %s", member.engine_id, reason)
         member.become(EngineState.ERROR, reason)
+        # What it last told of its load is no longer so.
+        member.stats = None
         member.restarting = self.may_restart(member)
         member.poke.set()
         loss = SageLLMError(ErrorCode.ENGINE_FAILED, f"engine {member.engine_id} died: {reason}")
@@ -231,6 +246,7 @@ class Crew:
             self._settings.auto_restart
             and isinstance(member.origin, Launched)
             and member.may_recover
+            and not member.unwanted
             and member.restarts < self._settings.max_restarts
         )
 
@@ -273,6 +289,7 @@ class Crew:
     def begin_drain(self, member: Member) -> None:
         """Send an engine nothing new."""
         if member.state is EngineState.READY:
+            member.unwanted = True
             member.become(EngineState.DRAINING)
             self._dispatcher.fleet_changed()
 
@@ -303,6 +320,8 @@ class Crew:
 
     async def _clear_out(self, member: Member) -> None:
         await _within(self._settings.abort_timeout_s, _emptied(member))
+        # A start that was cancelled frees what it had begun, which takes as long as stopping does.
+        await _within(self._settings.stop_timeout_s, member.landed.wait())
         await self._release(member)
 
     async def dismiss(self) -> None:

@@ -597,6 +597,7 @@ class ControlPlaneManager:
         if state is EngineState.DRAINING and member.state is EngineState.READY:
             crew.begin_drain(member)
         elif state is EngineState.READY and member.state is EngineState.DRAINING:
+            member.unwanted = False
             member.become(EngineState.READY)
             self.service.dispatcher.fleet_changed()
         elif state is EngineState.ERROR:

@@ -226,7 +226,7 @@ class ControlPlaneService:
         """
         try:
             ticket = self._ticket(request, hints)
-            self._askable(ticket)
+            self._askable(ticket, patient=True)
             waiting = self._waiting
             if waiting >= self.settings.max_queued + self.dispatcher.free_places(request.model):
                 raise SageLLMError(
@@ -259,13 +259,21 @@ class ControlPlaneService:
             prompt_tokens=estimated_tokens(request),
         )
 
-    def _askable(self, ticket: Ticket) -> tuple[Member, ...]:
-        """Engines that could take a request now, room aside."""
+    def _askable(self, ticket: Ticket, *, patient: bool = False) -> tuple[Member, ...]:
+        """Engines that could take a request now, room aside.
+
+        Args:
+            ticket: The request.
+            patient: Whether it may wait for an engine that died and is being started anew; then there may be none.
+
+        Raises:
+            SageLLMError: There is none, and none to wait for.
+        """
         if self._stopping:
             raise SageLLMError(ErrorCode.UNAVAILABLE, "the control plane is shutting down")
         serving = self.fleet.serving(ticket.request.model)
         able = tuple(member for member in serving if member.ready and member.could_serve(ticket))
-        if not able:
+        if not able and not (patient and any(member.restarting and member.could_serve(ticket) for member in serving)):
             raise why_not(ticket, serving, self.fleet.names())
         return able
 
@@ -312,8 +320,7 @@ class ControlPlaneService:
         """Render the prompt if it was not, and wait for a place."""
         request = ticket.request
         if isinstance(request, Request) and not ticket.prompts:
-            prompt, asked = await ticket.wait(lambda: self._desk.render(request, self._askable(ticket)))
-            ticket.prompts[asked.render_key], ticket.prompt_tokens = prompt, len(prompt.token_ids)
+            await self._render(ticket, request)
         self.dispatcher.enqueue(ticket)
         turn = ticket.turn
         assert turn is not None
@@ -324,6 +331,21 @@ class ControlPlaneService:
         except BaseException:
             self.dispatcher.withdraw(ticket)
             raise
+
+    async def _render(self, ticket: Ticket, request: Request) -> None:
+        """Render the prompt, unless all engines are being started anew: the one it is given to will render it then."""
+        ticket.check()
+        able = self._askable(ticket, patient=True)
+        if not able:
+            return
+        try:
+            prompt, asked = await ticket.wait(lambda: self._desk.render(request, able))
+        except SageLLMError as error:
+            # The last engine may have died over it, and be on its way back.
+            if not error.retryable or self._askable(ticket, patient=True):
+                raise
+            return
+        ticket.prompts[asked.render_key], ticket.prompt_tokens = prompt, len(prompt.token_ids)
 
     async def _in_time(self, turn: asyncio.Future[Member]) -> Member:
         try:
@@ -339,7 +361,9 @@ class ControlPlaneService:
         """Note a failed attempt, and say whether another engine may be asked."""
         self.dispatcher.withdraw(ticket)
         self.crew.attempt_failed(member, error)
-        ticket.tried.add(member.engine_id)
+        if error.code is not ErrorCode.UNAVAILABLE or not member.restarting:
+            # One that was taken may be what the engine died of; one that was not can wait until it is back.
+            ticket.tried.add(member.engine_id)
         ticket.failed_attempts += 1
         ticket.forgive()
         return (
