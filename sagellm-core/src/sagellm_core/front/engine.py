@@ -47,6 +47,12 @@ FEATURES = frozenset(
     }
 )
 
+_BEFORE_THE_CORE = {
+    ErrorCode.CANCELLED: RequestEnding.CANCELLED,
+    ErrorCode.DEADLINE_EXCEEDED: RequestEnding.EXPIRED,
+}
+"""How a request ended that never reached the core, where it was not refused."""
+
 
 class FrontEngine:
     """One model behind one core; implements :class:`sagellm_protocol.interfaces.Engine`.
@@ -85,6 +91,7 @@ class FrontEngine:
         self._jobs: dict[int, Job] = {}
         self._by_id: dict[str, Job] = {}
         self._claimed: set[str] = set()  # ids of requests that are being rendered
+        self._given_up: set[str] = set()  # those of them that were aborted meanwhile
         self._idle = asyncio.Event()
         self._idle.set()
         self._tickets = count()
@@ -183,6 +190,14 @@ class FrontEngine:
             raise SageLLMError(ErrorCode.INTERNAL, f"the engine could not start: {self._error}") from error
         finally:
             self._starting = None
+        self._settle()
+
+    def _settle(self) -> None:
+        """Become ready, unless the engine was stopped or its core died before loading's end was heard of."""
+        if self._state is EngineState.STOPPED:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, "the engine was stopped while it started")
+        if self._state is EngineState.ERROR:
+            raise SageLLMError(ErrorCode.ENGINE_FAILED, self._error or "the engine core ended")
         self._state = EngineState.READY
 
     async def drain(self) -> None:
@@ -204,6 +219,7 @@ class FrontEngine:
     async def _load(self) -> None:
         spec = self._spec
         await self._unlink()  # from a core that died
+        self._core = None
         self._called_off.clear()
         try:
             path = await asyncio.to_thread(self._locate, spec.model, spec.revision)
@@ -258,9 +274,14 @@ class FrontEngine:
         try:
             job = await self._accept(request, prompt)
         except SageLLMError as error:
-            late = error.code is ErrorCode.DEADLINE_EXCEEDED
-            self._ended[RequestEnding.EXPIRED if late else RequestEnding.REFUSED] += 1
+            self._ended[_BEFORE_THE_CORE.get(error.code, RequestEnding.REFUSED)] += 1
             yield ErrorEvent(request_id=request.request_id, error=error.info())
+            return
+        except Exception as error:
+            logger.exception("cannot take in request %s", request.request_id)
+            self._ended[RequestEnding.FAILED] += 1
+            what = f"the request could not be taken in: {type(error).__name__}: {error}"
+            yield ErrorEvent(request_id=request.request_id, error=SageLLMError(ErrorCode.INTERNAL, what).info())
             return
         try:
             while True:
@@ -275,10 +296,13 @@ class FrontEngine:
 
     async def abort(self, request_id: str) -> bool:
         """End a request as cancelled; its blocks are free by the end of the step that is under way."""
+        if request_id in self._claimed:
+            self._given_up.add(request_id)
+            return True
         job = self._by_id.get(request_id)
         if job is None:
             return False
-        self._fail(job, SageLLMError(ErrorCode.CANCELLED, "the request was aborted"))
+        self._fail(job, _aborted())
         return True
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
@@ -324,25 +348,25 @@ class FrontEngine:
                 prompt = await self.renderer.render(request)
             else:
                 self.renderer.check(request, prompt.token_ids)
+            if request_id in self._given_up:
+                raise _aborted()
             if self._state is not EngineState.READY:  # it may have changed meanwhile
                 self._refuse(request)
             return self._submit(request, prompt, queued_s)
         finally:
             self._claimed.discard(request_id)
+            self._given_up.discard(request_id)
 
     def _submit(self, request: Request, prompt: RenderedPrompt, queued_s: float) -> Job:
         core, link, params = self._core, self._link, request.sampling
         assert core is not None
         assert link is not None
         tokenizer = self.renderer.tokenizer
-        sampling = resolve_sampling(params, tokenizer, core.eos_token_ids)
+        sampling = resolve_sampling(params, tokenizer, core.eos_token_ids, core.vocab_size)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
         left_s = self._time_left(request, queued_s)
         job = Job(request, prompt, tokenizer, next(self._tickets), queued_s)
-        if left_s is not None:
-            job.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, job)
-        self._jobs[job.ticket] = self._by_id[request.request_id] = job
-        self._idle.clear()
+        # Before it is noted: what cannot be sent must leave nothing behind, and answers come in a later turn.
         link.add(
             CoreRequest(
                 ticket=job.ticket,
@@ -354,6 +378,10 @@ class FrontEngine:
                 cache_salt=request.cache_salt,
             )
         )
+        if left_s is not None:
+            job.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, job)
+        self._jobs[job.ticket] = self._by_id[request.request_id] = job
+        self._idle.clear()
         return job
 
     def _time_left(self, request: Request, queued_s: float) -> float | None:
@@ -376,8 +404,10 @@ class FrontEngine:
             logger.exception("cannot make events of request %s", job.request.request_id)
             self._fail(job, SageLLMError(ErrorCode.INTERNAL, f"the output cannot be told: {error}"))
             return
-        if job.outcome is not None:
+        if job.outcome is RequestEnding.COMPLETED:
             self._forget(job)
+        elif job.outcome is not None:
+            self._leave(job)  # one choice failed; the core still works on the others
         elif enough and self._link is not None:
             self._link.abort(job.ticket, output.index)
 
@@ -431,6 +461,10 @@ def _capabilities(core: Ready, offered: frozenset[str], quantization: str | None
         dtype=core.dtype,
         quantization=quantization,
     )
+
+
+def _aborted() -> SageLLMError:
+    return SageLLMError(ErrorCode.CANCELLED, "the request was aborted")
 
 
 def _expired(request: Request) -> SageLLMError:

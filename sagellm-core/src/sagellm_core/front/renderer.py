@@ -17,6 +17,8 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.interfaces import RenderedPrompt
 from sagellm_protocol.requests import Message, Request, ToolDefinition
 
+from .text import check_text
+
 OFFLOAD_CHARACTERS = 4096
 """Prompts from this size on are rendered in a thread: shorter ones take less time than handing them over."""
 
@@ -57,7 +59,7 @@ class PromptRenderer:
             SageLLMError: ``INVALID_REQUEST`` for what the template or vocabulary refuses; ``UNSUPPORTED`` for messages
                 or tools that the model has no template for; ``CONTEXT_LENGTH_EXCEEDED``, naming both lengths.
         """
-        self._check_sampling_ids(request)
+        self._check_asked(request)
         text, ids = self._prompt(request)
         limit = request.sampling.truncate_prompt_tokens
         if limit is not None and len(ids) > limit:
@@ -79,7 +81,7 @@ class PromptRenderer:
         Raises:
             SageLLMError: ``INVALID_REQUEST`` for ids beyond the vocabulary; ``CONTEXT_LENGTH_EXCEEDED``.
         """
-        self._check_sampling_ids(request)
+        self._check_asked(request)
         self._check_ids(token_ids, "prompt_token_ids")
         self._check_length(request, len(token_ids))
 
@@ -93,8 +95,9 @@ class PromptRenderer:
             text, special = self._chat_text(request, request.messages), False
         else:
             text, special = request.prompt or "", request.add_special_tokens
-        ids = self.tokenizer.encode(text, add_special_tokens=special)
         param = "prompt" if request.messages is None else "messages"
+        check_text(text, param)
+        ids = self.tokenizer.encode(text, add_special_tokens=special)
         if not ids:
             raise SageLLMError(ErrorCode.INVALID_REQUEST, "the prompt is empty: it makes no tokens", param)
         self._check_ids(ids, param)
@@ -122,21 +125,24 @@ class PromptRenderer:
                 param,
             )
 
-    def _check_sampling_ids(self, request: Request) -> None:
+    def _check_asked(self, request: Request) -> None:
         sampling = request.sampling
+        if request.cache_salt is not None:
+            check_text(request.cache_salt, "cache_salt")
         self._check_ids(sampling.logit_bias or (), "sampling.logit_bias")
         self._check_ids(sampling.allowed_token_ids or (), "sampling.allowed_token_ids")
         self._check_ids(sampling.stop_token_ids, "sampling.stop_token_ids")
 
     def _check_length(self, request: Request, length: int) -> None:
-        wanted = request.sampling.max_tokens
+        wanted = request.sampling.max_tokens or request.sampling.min_tokens
         room = self.max_model_len - length
-        if room < max(1, wanted or request.sampling.min_tokens):
+        if room < max(1, wanted):
             output = f"; with {wanted} tokens of output that makes {length + wanted}" if wanted and room > 0 else ""
             raise SageLLMError(
                 ErrorCode.CONTEXT_LENGTH_EXCEEDED,
                 f"the prompt has {length} tokens{output}, but this model's context holds {self.max_model_len}, of which"
-                " at least one must be left for output; shorten the prompt, lower max_tokens or set"
+                f" at least one must be left for output; shorten the prompt, lower"
+                f" {'min_tokens' if request.sampling.max_tokens is None and wanted else 'max_tokens'} or set"
                 " truncate_prompt_tokens",
                 "messages" if request.messages is not None else "prompt",
             )

@@ -14,11 +14,21 @@ from sagellm_core.tokenizer import Tokenizer
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.sampling import SamplingParams
 
+from .text import check_text
+
 _MASK = 2**64 - 1
 
 
-def resolve_sampling(params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: Sequence[int]) -> TokenSampling:
+def resolve_sampling(
+    params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: Sequence[int], vocab_size: int
+) -> TokenSampling:
     """How tokens are chosen, in token ids; those that ``params`` names are in the vocabulary.
+
+    Args:
+        params: As asked.
+        tokenizer: The model's.
+        eos_token_ids: Tokens that end an answer.
+        vocab_size: Rows of the model's embedding table.
 
     Raises:
         SageLLMError: ``INVALID_REQUEST`` for a bad word without tokens.
@@ -26,7 +36,7 @@ def resolve_sampling(params: SamplingParams, tokenizer: Tokenizer, eos_token_ids
     ends = [*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)]
     return TokenSampling(
         temperature=params.temperature,
-        top_k=max(params.top_k, 0),
+        top_k=min(max(params.top_k, 0), vocab_size),
         top_p=params.top_p,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
@@ -46,10 +56,11 @@ def bad_word_ids(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[int,
     """Token sequences that spell each word, at the beginning of a text and after a space.
 
     Raises:
-        SageLLMError: ``INVALID_REQUEST`` for a word without tokens.
+        SageLLMError: ``INVALID_REQUEST`` for a word without tokens, or that is no text.
     """
     found: dict[tuple[int, ...], None] = {}
     for word in words:
+        check_text(word, "sampling.bad_words")
         spelled = [tokenizer.encode(text, add_special_tokens=False) for text in (word, " " + word.lstrip())]
         if not spelled[0]:
             raise SageLLMError(
