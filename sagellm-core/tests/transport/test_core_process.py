@@ -124,6 +124,16 @@ async def test_a_core_ends_when_it_is_stopped_and_leaves_nothing_behind(folder: 
     assert not sockets.exists()
 
 
+async def test_modules_in_the_working_folder_do_not_stand_in_for_the_standard_librarys(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('this is no json')")
+    monkeypatch.chdir(tmp_path)
+    engine = fake_engine(folder, fake_spec("process"))
+    await asyncio.wait_for(engine.start(), PATIENCE_S)
+    await engine.stop()
+
+
 async def test_an_idle_core_is_blocked(engine: FrontEngine) -> None:
     await collect(engine.generate(request()), "fake")
     process = psutil.Process(pid_of(engine))
@@ -167,7 +177,7 @@ def test_a_core_ends_with_its_parent_and_the_front_needs_no_torch(folder: Path) 
             request = Request(request_id="r", model="fake", prompt="hello", sampling=sampling)
             await collect(engine.generate(request), "fake")
             heavy = {{"torch", "transformers", "numpy"}} & set(sys.modules)
-            print(engine._link._client.pid, sorted(heavy), flush=True)
+            print(engine._link._client.pid, engine._link._client._folder, sorted(heavy), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
         asyncio.run(main())
@@ -176,10 +186,11 @@ def test_a_core_ends_with_its_parent_and_the_front_needs_no_torch(folder: Path) 
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    pid, heavy = done.stdout.split(maxsplit=1)
+    pid, sockets, heavy = done.stdout.split(maxsplit=2)
     assert heavy.strip() == "[]"
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(pid)).wait(PATIENCE_S)
+    assert not Path(sockets).exists()
 
 
 async def _last(stream: AsyncIterator[object]) -> object:

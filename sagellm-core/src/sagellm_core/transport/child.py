@@ -1,4 +1,4 @@
-"""The core's own process: ``python -m sagellm_core.transport.child``, started by :mod:`.process` alone.
+"""The core's own process: started by :mod:`.process` alone.
 
 What it shall run is the first line of its standard input. That pipe is also its lifeline: when it closes, the parent is
 gone, and the process ends. Signals that a terminal or a service manager sends to a whole group are the parent's to act
@@ -11,12 +11,14 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
 import traceback
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 PARENT_GONE = 75
 """Exit code when the parent has gone; nobody is left to read it but a person looking."""
@@ -30,21 +32,24 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     task = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="lifeline", daemon=True).start()
+    threading.Thread(
+        target=_end_with_parent, args=(os.getppid(), Path(task["folder"])), name="lifeline", daemon=True
+    ).start()
     sys.path[:] = task["path"]
     logging.basicConfig(level=task["log_level"], format="%(levelname)s %(name)s: %(message)s")
     return _serve(task)
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent(parent: int, folder: Path) -> None:
     # A forked sibling may hold the pipe's other end open, so the parent's id is looked at as well.
     while os.getppid() == parent:
         if select.select([sys.stdin], [], [], LOOK_S)[0] and not os.read(sys.stdin.fileno(), 4096):
             break
+    shutil.rmtree(folder, ignore_errors=True)  # the socket's; who made it cannot remove it any more
     os._exit(PARENT_GONE)
 
 
-def _serve(task: dict[str, str]) -> int:
+def _serve(task: dict[str, Any]) -> int:
     # Imported here, once signals are set and the path is the parent's.
     import zmq
 
@@ -75,7 +80,3 @@ def _serve(task: dict[str, str]) -> int:
     channel.close(LINGER_S)
     context.term()
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -33,6 +33,11 @@ SHOWN_LINES = 5
 GRACE_S = 10.0
 """How long a core may take to end when told to: a step may be under way."""
 _LONGEST_SOCKET_PATH = 100  # the system's limit is 104 to 108 bytes
+_BOOTSTRAP = (
+    # Not -m: it would look for every module in the working folder first, where a json.py may be the user's own.
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]]; "
+    "from sagellm_core.transport.child import main; sys.exit(main())"
+)
 
 
 class ProcessClient:
@@ -121,11 +126,12 @@ class ProcessClient:
             "model": str(self._path),
             "factory": self._factory,
             "address": address,
+            "folder": str(self._folder),
             "path": sys.path,
-            "log_level": logging.getLevelName(logger.getEffectiveLevel()),
+            "log_level": logger.getEffectiveLevel(),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "sagellm_core.transport.child"],
+            [sys.executable, "-c", _BOOTSTRAP, str(Path(__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
