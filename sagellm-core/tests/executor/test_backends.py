@@ -49,7 +49,18 @@ def test_auto_takes_the_most_capable_backend_that_can_run() -> None:
 
 
 @pytest.mark.usefixtures("toys")
-def test_a_named_backend_is_told_which_of_its_devices_is_meant() -> None:
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), (" 2,1", 2), ("", None), ("0", None), ("many", None)])
+def test_processors_that_nobody_asked_for_are_as_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, said: str, threads: int | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert open_backend("auto").asked[2] == threads  # type: ignore[attr-defined]
+    assert open_backend("toy", threads=5).asked[2] == 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("toys")
+def test_a_named_backend_is_told_which_of_its_devices_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert open_backend("toy:1").asked == ("toy:1", "auto", None)  # type: ignore[attr-defined]
 
 

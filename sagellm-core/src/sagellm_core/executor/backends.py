@@ -5,6 +5,7 @@ Knows no backend; they are entry points of ``sagellm.backends``.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sagellm_protocol import plugins
@@ -21,12 +22,15 @@ def open_backend(device: str = AUTO, *, dtype: str = AUTO, threads: int | None =
     Args:
         device: ``auto``, or a backend's name, with a device's index after a colon where there are several (``cuda:1``).
         dtype: Type to compute in, or ``auto``.
-        threads: Processors to use, where that is a choice.
+        threads: Processors to use, where that is a choice; by default as many as ``OMP_NUM_THREADS`` says, and where
+            that is not set either, the backend decides.
 
     Raises:
         SageLLMError: ``NOT_INSTALLED`` for an unknown name, listing those known, or when ``auto`` finds none that runs
             here, with each one's reason; whatever a backend says that was named and cannot run.
     """
+    if threads is None:
+        threads = _threads_of_the_environment()
     if device != AUTO:
         return _create(device.partition(":")[0], device, dtype, threads)
     best: Backend[Any] | None = None
@@ -81,6 +85,12 @@ def cache_dtype(capabilities: BackendCapabilities, dtype: str, computed_in: DTyp
         f" {', '.join(offered.value for offered in capabilities.kv_dtypes)} (or say {AUTO!r})",
         "kv_cache_dtype",
     )
+
+
+def _threads_of_the_environment() -> int | None:
+    # A list gives a number to each level of nested regions; ours are not nested.
+    outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(outermost) if outermost.isdecimal() and int(outermost) else None  # OpenMP passes over others, too
 
 
 def _create(name: str, device: str | None, dtype: str, threads: int | None) -> Backend[Any]:
