@@ -63,8 +63,20 @@ def test_a_context_that_was_asked_for_and_does_not_fit_is_refused_with_the_fix()
 
 
 def test_a_pool_of_no_block_is_refused() -> None:
-    with pytest.raises(SageLLMError, match="too small"):
-        decide(kv_cache_memory_bytes=1)
+    with pytest.raises(SageLLMError, match=f"one block of 16 tokens takes {PER_BLOCK} bytes") as refusal:
+        decide(kv_cache_memory_bytes=PER_BLOCK - 1)
+    assert f"at least {512 * PER_BLOCK}" in refusal.value.message
+
+
+def test_a_context_of_one_token_is_refused() -> None:
+    with pytest.raises(SageLLMError, match="max_model_len=1 leaves no room"):
+        decide(max_model_len=1)
+
+
+def test_more_sequences_than_blocks_are_refused_where_they_were_asked_for() -> None:
+    with pytest.raises(SageLLMError, match="set max_num_seqs to at most 40, or raise kv_cache_memory_bytes"):
+        decide(max_num_seqs=41, kv_cache_memory_bytes=40 * PER_BLOCK)
+    assert decide(kv_cache_memory_bytes=40 * PER_BLOCK).max_num_seqs == 64
 
 
 def test_a_context_beyond_the_models_positions_is_refused() -> None:

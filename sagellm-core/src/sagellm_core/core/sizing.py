@@ -88,6 +88,8 @@ def decide_limits(
             "max_model_len",
             f"max_model_len={length} is more than the {max_position_embeddings} positions the model has",
         )
+    if length < 2:
+        raise _wrong("max_model_len", "max_model_len=1 leaves no room for a token of prompt and one of output; set 2")
     sequences, tokens = _concurrency(spec, device_kind)
     blocks_each = -(-length // block_size)
     if spec.kv_cache_memory_bytes is not None:
@@ -97,15 +99,28 @@ def decide_limits(
         budget = min(int(free_bytes * MEMORY_SHARE), MEMORY_CAP_BYTES.get(device_kind, free_bytes))
         because = f"{MEMORY_SHARE:.0%} of the {free_bytes >> 20} MiB of free memory, at most what is capped,"
         num_blocks = min(budget // per_block, sequences * blocks_each)
+    if num_blocks == 0:
+        raise _wrong(
+            "kv_cache_memory_bytes",
+            f"the KV cache is too small: one block of {block_size} tokens takes {per_block} bytes and {because} allows"
+            f" {budget}; raise kv_cache_memory_bytes to at least {blocks_each * per_block}, which is what"
+            f" max_model_len={length} takes",
+        )
     if num_blocks < blocks_each:
-        if spec.max_model_len is not None or num_blocks == 0:
+        if spec.max_model_len is not None:
             raise _wrong(
                 "kv_cache_memory_bytes",
                 f"the KV cache is too small for max_model_len={length}: that takes {blocks_each * per_block} bytes and"
                 f" {because} allows {num_blocks * per_block}; raise kv_cache_memory_bytes to at least"
-                f" {blocks_each * per_block}, or lower max_model_len to {max(1, num_blocks * block_size)}",
+                f" {blocks_each * per_block}, or lower max_model_len to {num_blocks * block_size}",
             )
         length = num_blocks * block_size
+    if sequences > num_blocks and spec.max_num_seqs is not None:
+        raise _wrong(
+            "max_num_seqs",
+            f"max_num_seqs={sequences} sequences cannot run at once: each needs a block of the KV cache at least, and"
+            f" there are {num_blocks}; set max_num_seqs to at most {num_blocks}, or raise kv_cache_memory_bytes",
+        )
     return CoreLimits(num_blocks, block_size, sequences, tokens, length)
 
 
