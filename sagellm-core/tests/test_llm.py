@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
 from sagellm_core import LLM
@@ -50,6 +52,26 @@ def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
 def test_parameters_that_do_not_match_the_prompts_are_refused(llm: LLM) -> None:
     with pytest.raises(SageLLMError, match="1 sampling_params for 2 prompts"):
         llm.generate(["a", "b"], [GREEDY])
+
+
+def test_ids_may_be_numpys(llm: LLM) -> None:
+    ids = llm._engine.renderer.tokenizer.encode("1, 2, 3,")  # type: ignore[attr-defined]
+    [plain], [numpys] = llm.generate(ids, GREEDY), llm.generate(np.array(ids), GREEDY)
+    assert numpys.output_text == plain.output_text
+
+
+@pytest.mark.parametrize("prompts", [5, None, [None], [["a", 1.5]], b"bytes", {"prompt": "a"}])
+def test_what_is_no_prompt_is_refused_by_name(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(SageLLMError) as refusal:
+        llm.generate(prompts, GREEDY)
+    assert refusal.value.code is ErrorCode.INVALID_REQUEST
+    assert "prompt" in (refusal.value.param or refusal.value.message)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, 0.5, [{"temperature": 0}]])
+def test_what_are_no_parameters_is_refused_by_name(llm: LLM, params: Any) -> None:
+    with pytest.raises(SageLLMError, match="sampling_params is SamplingParams"):
+        llm.generate("1, 2, 3,", params)
 
 
 def test_a_conversation_is_answered_and_several_are(llm: LLM) -> None:

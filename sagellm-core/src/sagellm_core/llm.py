@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from itertools import count
+from numbers import Integral
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -192,13 +193,37 @@ def _close(engine: Engine, loop: asyncio.AbstractEventLoop, thread: threading.Th
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    listed: list[Any] = list(prompts)
-    return [listed] if listed and isinstance(listed[0], int) else listed
+    listed = _listed(prompts)
+    if listed and isinstance(listed[0], Integral):
+        return [_ids(listed)]
+    return [one if isinstance(one, str) else _ids(_listed(one)) for one in listed]
+
+
+def _ids(given: list[Any]) -> list[Any]:
+    # NumPy's are integers in all but type.
+    return [int(one) if isinstance(one, Integral) else one for one in given]
+
+
+def _listed(given: object) -> list[Any]:
+    if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"a prompt is text or token ids, not {type(given).__name__} ({given!r:.100})",
+            "prompts",
+        )
+    return list(given)
 
 
 def _params(sampling: Sampling, number: int) -> Iterable[SamplingParams]:
     if sampling is None or isinstance(sampling, SamplingParams):
         return [sampling or SamplingParams()] * number
+    given: object = sampling
+    if not isinstance(given, Sequence) or not all(isinstance(one, SamplingParams) for one in given):
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"sampling_params is SamplingParams, or a list of them, not {sampling!r:.100}",
+            "sampling_params",
+        )
     if len(sampling) != number:
         raise SageLLMError(
             ErrorCode.INVALID_REQUEST,
