@@ -143,7 +143,7 @@ def _windows(fields: Fields, model_type: str, layers: int) -> tuple[int | None, 
         raise corrupt(fields.source, f"layer_types must list one type for each of {layers} layers")
     known = {"full_attention": None, "sliding_attention": window}
     for kind in types:
-        if kind not in known:
+        if not isinstance(kind, str) or kind not in known:
             raise unsupported(fields.source, f"layer type {kind!r} is not offered; known are {', '.join(known)}")
     return tuple(known[kind] for kind in types)
 
