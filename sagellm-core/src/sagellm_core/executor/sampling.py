@@ -66,7 +66,8 @@ def may_produce(slots: Slots, slot: int) -> bool:
     sampling = slots.sampling(slot)
     if sampling.allowed is None:
         return True
-    return not set(sampling.allowed) <= set(_banned(slots, slot, sampling))
+    banned = _banned(slots, slot, sampling)
+    return not banned or not set(sampling.allowed) <= set(banned)
 
 
 def _penalised(sampling: TokenSampling) -> bool:

@@ -49,6 +49,10 @@ class Tokenizer:
         """Ids that are left out of text unless asked for."""
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        return frozenset(self.backend.get_added_tokens_decoder())
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of ``text``.
 
@@ -73,7 +77,7 @@ class Tokenizer:
         token = self.backend.id_to_token(token_id)
         if token is None:
             return b""
-        if token_id in self.backend.get_added_tokens_decoder():
+        if token_id in self._added_ids:
             return token.encode()
         if self._byte_level:
             return bytes(_BYTE_OF[character] for character in token if character in _BYTE_OF)
