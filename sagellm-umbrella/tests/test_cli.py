@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import Server
@@ -132,6 +137,10 @@ def test_chat_goes_on_after_a_refused_turn(sagellm: Command) -> None:
         (("serve", *MOCK, "--host", "0.0.0.0", "--port", "0"), "key"),
         (("serve", *MOCK, "--policy", "no-such-policy"), "fifo"),
         (("serve", *MOCK, "--routing", "no-such-routing"), "least_load"),
+        (("serve", "smollm2-135", "--port", "0"), "smollm2-135m"),
+        (("serve", "--device", "no-such-device", "--port", "0"), "no-such-device"),
+        (("serve", "--attach", "http://127.0.0.1:9", "--port", "0"), "127.0.0.1:9"),
+        (("engine", "./no-such-folder", "--port", "0"), "no-such-folder"),
         (("run", "x", "--url", "http://127.0.0.1:9/v1"), "sagellm serve"),
     ],
 )
@@ -159,6 +168,30 @@ def test_a_usage_error_exits_with_2(sagellm: Command, arguments: tuple[str, ...]
     done = sagellm(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(("serve", "--port", "0"), 0), (("run", "x"), 130), (("engine", "--port", "0"), 130)]
+)
+def test_a_first_fetch_is_told_and_can_be_left(tmp_path: Path, arguments: tuple[str, ...], status: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")} | {
+            "SAGELLM_HOME": str(tmp_path),
+            "HF_HUB_OFFLINE": "1",
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": index,
+        }
+        command = [sys.executable, "-m", "sagellm", *arguments]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stderr is not None
+            assert "downloading the model from the index" in process.stderr.readline()
+            [pip] = psutil.Process(process.pid).children()
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert rest == ""
+    assert not pip.is_running()
 
 
 def test_pull_names_the_file_it_keeps(sagellm: Command) -> None:

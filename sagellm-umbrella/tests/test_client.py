@@ -87,6 +87,11 @@ def test_localhost_is_asked_at_its_ipv4_address() -> None:
     assert UnifiedInferenceClient.create("http://localhost:1234/v1/").base_url == "http://127.0.0.1:1234/v1"
 
 
+def test_an_address_without_a_path_means_the_api_there() -> None:
+    assert UnifiedInferenceClient("http://10.0.0.1:1234/").base_url == "http://10.0.0.1:1234/v1"
+    assert UnifiedInferenceClient("http://10.0.0.1:1234/llm/v1").base_url == "http://10.0.0.1:1234/llm/v1"
+
+
 def test_without_an_address_it_asks_sages_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAGELLM_BASE_URL", raising=False)
     assert UnifiedInferenceClient.create().base_url == "http://127.0.0.1:8889/v1"
@@ -115,6 +120,20 @@ def test_a_server_that_is_not_there_says_how_to_start_one(unused_port: int) -> N
     with UnifiedInferenceClient(url) as client, pytest.raises(SageLLMError, match="sagellm serve") as caught:
         client.models()
     assert caught.value.code is ErrorCode.UNAVAILABLE
+
+
+async def test_a_server_that_says_nothing_in_time_is_not_said_to_be_away() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            UnifiedInferenceClient(url, timeout=0.05) as client,
+            pytest.raises(SageLLMError, match=r"0\.05 s.*max_tokens") as caught,
+        ):
+            client.models()
+        async with AsyncInferenceClient(url, timeout=0.05) as twin:
+            with pytest.raises(SageLLMError, match=r"0\.05 s"):
+                [chunk async for chunk in twin.chat_stream(TURNS, "any")]
+    assert caught.value.code is ErrorCode.DEADLINE_EXCEEDED
 
 
 def test_a_stream_that_is_cut_is_an_error_and_no_end(canned: Callable[[bytes], str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import typer
@@ -17,6 +19,9 @@ from .console import error_console
 EXIT_ERROR = 1
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
+
+LOGGERS = ("sagellm", "sagellm_backend", "sagellm_control_plane", "sagellm_core", "sagellm_gateway", "sagellm_protocol")
+"""Of the components: what ``--debug`` shows all of."""
 
 app = typer.Typer(
     name="sagellm",
@@ -46,6 +51,9 @@ def _common(
 ) -> None:
     if debug:
         os.environ["SAGELLM_DEBUG"] = "1"
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.DEBUG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(error: BaseException, message: str, code: int) -> int:
     if os.environ.get("SAGELLM_DEBUG") == "1":
-        error_console().print_exception()
+        traceback.print_exception(error)
         return code
     error_console().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
     return code

@@ -158,7 +158,7 @@ def chat(
 
 
 def _answer(portal: BlockingPortal, source: Source, talk: Conversation) -> None:
-    """Stream the next answer; what was said before Ctrl-C stays in the conversation."""
+    """Stream the next answer; Ctrl-C leaves what was said until then, and takes back a turn that got no answer."""
     pieces: list[str] = []
     try:
         for piece in stream(portal, source, talk.messages(), talk.sampling):
@@ -169,6 +169,10 @@ def _answer(portal: BlockingPortal, source: Source, talk: Conversation) -> None:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
     except KeyboardInterrupt:
+        if not pieces:
+            talk.turns.pop()
+            error_console().print("[dim]stopped before an answer; your turn is taken back[/]")
+            return
         error_console().print(" [dim]stopped[/]", end="")
     except SageLLMError as error:
         talk.turns.pop()

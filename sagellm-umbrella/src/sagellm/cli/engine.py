@@ -10,6 +10,7 @@ import typer
 from sagellm.components import component
 
 from .console import error_console, print_json
+from .fetch import fetch
 from .options import (
     ENGINE_OPTIONS,
     DrainOption,
@@ -20,6 +21,7 @@ from .options import (
     engine_spec,
     takes,
 )
+from .progress import activity
 
 
 @takes(ENGINE_OPTIONS, into="engine_options")
@@ -52,4 +54,6 @@ def engine(
         else:
             error_console().print(f"engine for [bold]{spec.names[0]}[/] at [bold]{url}[/]  (Ctrl-C stops)")
 
+    with activity("starting …") as report:
+        fetch(spec, report)
     asyncio.run(server.serve_engine(spec, host, port, api_key, drain_s=drain, on_ready=announce))

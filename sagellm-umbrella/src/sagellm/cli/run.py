@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -94,7 +95,7 @@ def open_source(
     if url is not None:
         return remote_source(url, model, api_key)
     spec = engine_spec(engine_options, model)
-    return loading(spec, local_source(spec))
+    return loading(spec.model, partial(local_source, spec))
 
 
 def conversation(text: str, system: str | None) -> list[dict[str, str]]:

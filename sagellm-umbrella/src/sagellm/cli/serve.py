@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +12,7 @@ from sagellm.components import component
 from sagellm_protocol import ControlPlane, EngineSpec, plugins
 
 from .console import error_console, print_json
+from .fetch import Report, fetched
 from .options import (
     ENGINE_OPTIONS,
     DrainOption,
@@ -22,6 +23,7 @@ from .options import (
     engine_spec,
     takes,
 )
+from .progress import activity
 
 
 @takes(ENGINE_OPTIONS, into="engine_options")
@@ -79,14 +81,15 @@ async def _serve(
     as_json: bool,
 ) -> None:
     """Serve from the start, ready once every engine is; an engine that does not start ends it with the reason."""
-    status = error_console().status("starting …")
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     await plane.start()
     serving = asyncio.create_task(gateway.serve(plane, settings, listening.set_result), name="gateway")
-    starting = asyncio.create_task(_start_engines(plane, spec, attached), name="engines")
+    tasks = [serving]
     try:
-        with status:
-            await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        with activity("starting …") as report:
+            starting = asyncio.create_task(_start_engines(plane, spec, attached, report), name="engines")
+            tasks.append(starting)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
                 await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,20 +97,25 @@ async def _serve(
             await _announce(plane, listening.result(), as_json)
         await serving
     finally:
-        for task in (starting, serving):
+        for task in tasks:
             task.cancel()
-        # Whatever went wrong is raised already; these two are only to have ended before the plane does.
-        await asyncio.gather(starting, serving, return_exceptions=True)
+        # Whatever went wrong is raised already; these are only to have ended before the plane does.
+        await asyncio.gather(*tasks, return_exceptions=True)
         await plane.stop()
 
 
 async def _start_engines(
-    plane: ControlPlane, spec: EngineSpec | None, attached: Sequence[tuple[str, str | None]]
+    plane: ControlPlane, spec: EngineSpec | None, attached: Sequence[tuple[str, str | None]], report: Report
 ) -> None:
-    starts = [plane.attach_engine(url, api_key=key) for url, key in attached]
+    starts: list[Awaitable[object]] = [plane.attach_engine(url, api_key=key) for url, key in attached]
     if spec is not None:
-        starts.append(plane.start_engine(spec))
+        starts.append(_start_engine(plane, spec, report))
     await asyncio.gather(*starts)
+
+
+async def _start_engine(plane: ControlPlane, spec: EngineSpec, report: Report) -> None:
+    await fetched(spec, report)
+    await plane.start_engine(spec)
 
 
 async def _announce(plane: ControlPlane, address: str, as_json: bool) -> None:

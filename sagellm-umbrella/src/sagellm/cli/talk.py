@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from sagellm.client import AsyncInferenceClient
+from sagellm.client._wire import first_model
 from sagellm_protocol import (
     DeltaEvent,
     EndEvent,
@@ -31,6 +32,8 @@ from sagellm_protocol import (
     Usage,
     plugins,
 )
+
+from .fetch import Report, fetch
 
 
 @dataclass
@@ -128,11 +131,12 @@ class RemoteSource:
 
 
 @contextmanager
-def local_source(spec: EngineSpec) -> Iterator[tuple[BlockingPortal, Source]]:
-    """Start an engine, and stop it afterwards."""
+def local_source(spec: EngineSpec, report: Report) -> Iterator[tuple[BlockingPortal, Source]]:
+    """Start an engine, and stop it afterwards; ``report`` is told how far a fetch of its model is."""
     with start_blocking_portal() as portal:
         engine: Engine = plugins.make(plugins.ENGINES, spec.engine, Engine, spec)
         try:
+            fetch(spec, report)
             _interruptible(portal, engine.start)
             yield portal, LocalSource(engine)
         finally:
@@ -145,7 +149,7 @@ def remote_source(url: str, model: str | None, api_key: str | None) -> Iterator[
     with start_blocking_portal() as portal:
         client = AsyncInferenceClient.create(url, api_key=api_key)
         try:
-            name = model or (portal.call(client.models))["data"][0]["id"]
+            name = model or first_model(portal.call(client.models))
             yield portal, RemoteSource(client, name)
         finally:
             portal.call(client.close)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
+
 from sagellm_protocol import ErrorCode, SageLLMError
 
 DEFAULT_URL = "http://127.0.0.1:8889/v1"
@@ -32,7 +34,8 @@ _CODE_OF_STATUS = {
 def base_url(url: str | None) -> str:
     """The address to use for ``url``, without a trailing slash.
 
-    ``localhost`` becomes 127.0.0.1: where it resolves to ::1 first, a server bound to IPv4 loopback is not found.
+    ``localhost`` becomes 127.0.0.1: where it resolves to ::1 first, a server bound to IPv4 loopback is not found. An
+    address without a path means the API there, under ``/v1``.
     """
     parts = urlsplit((url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/"))
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -41,6 +44,8 @@ def base_url(url: str | None) -> str:
         )
     if parts.hostname == "localhost":
         parts = parts._replace(netloc=parts.netloc.replace("localhost", "127.0.0.1", 1))
+    if not parts.path:
+        parts = parts._replace(path="/v1")
     return urlunsplit(parts)
 
 
@@ -107,8 +112,15 @@ def error_of(status: int, body: bytes, retry_after: str | None = None) -> SageLL
     return SageLLMError(code, message, param, retry_after_s=seconds)
 
 
-def unreachable(url: str, reason: Exception) -> SageLLMError:
-    """The exception for a server that did not answer."""
+def unanswered(url: str, reason: httpx.HTTPError, timeout: float) -> SageLLMError:
+    """The exception for a server that could not be reached, or that said nothing for ``timeout`` seconds."""
+    if isinstance(reason, httpx.ReadTimeout):
+        return SageLLMError(
+            ErrorCode.DEADLINE_EXCEEDED,
+            f"{url} said nothing for {timeout:g} s; give the client a longer timeout, ask for fewer max_tokens, or have"
+            " the answer streamed",
+            "timeout",
+        )
     return SageLLMError(
         ErrorCode.UNAVAILABLE,
         f"no answer from {url} ({str(reason) or type(reason).__name__}); is it running? Start one with: sagellm serve",

@@ -82,7 +82,7 @@ class AsyncInferenceClient(InferenceClient[httpx.AsyncClient]):
                 call.method, url, json=call.payload, headers=self._headers, timeout=self.timeout
             )
         except httpx.HTTPError as error:
-            raise _wire.unreachable(url, error) from error
+            raise _wire.unanswered(url, error, self.timeout) from error
         return _wire.body(answer.status_code, answer.content, answer.headers.get("retry-after"))
 
     async def _stream(self, flow: Generator[Call, Json, Call]) -> AsyncGenerator[Json, None]:
@@ -101,5 +101,5 @@ class AsyncInferenceClient(InferenceClient[httpx.AsyncClient]):
                     if chunk is not None:
                         yield chunk
         except httpx.HTTPError as error:
-            raise _wire.unreachable(url, error) from error
+            raise _wire.unanswered(url, error, self.timeout) from error
         reader.close()

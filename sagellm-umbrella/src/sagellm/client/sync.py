@@ -82,7 +82,7 @@ class UnifiedInferenceClient(InferenceClient[httpx.Client]):
                 call.method, url, json=call.payload, headers=self._headers, timeout=self.timeout
             )
         except httpx.HTTPError as error:
-            raise _wire.unreachable(url, error) from error
+            raise _wire.unanswered(url, error, self.timeout) from error
         return _wire.body(answer.status_code, answer.content, answer.headers.get("retry-after"))
 
     def _stream(self, call: Call) -> Iterator[Json]:
@@ -100,5 +100,5 @@ class UnifiedInferenceClient(InferenceClient[httpx.Client]):
                     if chunk is not None:
                         yield chunk
         except httpx.HTTPError as error:
-            raise _wire.unreachable(url, error) from error
+            raise _wire.unanswered(url, error, self.timeout) from error
         reader.close()
