@@ -24,6 +24,8 @@ from sagellm_protocol.remote import KEEPALIVE_S
 LOG_LINES = 1000
 TERM_S = 15.0
 """Between SIGTERM and SIGKILL."""
+LAST_WORDS_S = 2.0
+"""Longest that the end of its output is waited for: a process of its own may hold the pipe open after it."""
 
 
 class SubprocessHandle:
@@ -79,7 +81,8 @@ class SubprocessHandle:
                 if self._process.returncode is None:
                     self._process.kill()
                 await self._process.wait()
-                await self._reader
+                await self._heard_out()
+                self._reader.cancel()
 
     async def status(self) -> EngineState:
         """``ERROR`` once its process has ended without having been told to."""
@@ -94,10 +97,13 @@ class SubprocessHandle:
     async def last_words(self) -> str:
         """How its process ended, and the end of what it wrote."""
         status = await self._process.wait()
-        await self._reader
+        await self._heard_out()
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         said = " | ".join(list(self._lines)[-5:])
         return f"{how}{': ' + said if said else ''}"
+
+    async def _heard_out(self) -> None:
+        await asyncio.wait({self._reader}, timeout=LAST_WORDS_S)
 
     async def _read(self) -> None:
         output = self._process.stdout

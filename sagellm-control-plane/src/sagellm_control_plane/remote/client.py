@@ -8,6 +8,7 @@ Speaks :mod:`sagellm_protocol.remote` over aiohttp, which costs a fraction of ht
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TypeVar
@@ -44,6 +45,8 @@ from sagellm_protocol.remote import (
     GenerateCall,
     check_version,
 )
+
+from .streams import CLIENT_IDLE_S
 
 M = TypeVar("M", bound=BaseModel)
 CONNECT_S = 5.0
@@ -216,7 +219,7 @@ class RemoteEngine:
         if self._session is None:
             # Limits are the plane's business; a pool that made requests wait would hide them from it.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60), auto_decompress=False
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=CLIENT_IDLE_S), auto_decompress=False
             )
         return self._session
 
@@ -260,6 +263,12 @@ class RemoteEngine:
                 f"{self._url} answered {response.status} and is no engine server of isagellm{known};"
                 " start one with: sagellm engine MODEL",
             ) from None
+        if error.code is ErrorCode.UNAUTHENTICATED:
+            raise SageLLMError(
+                error.code,
+                f"the engine at {self._url} wants the key that it was started with, and was given"
+                f" {'another' if 'Authorization' in self._headers else 'none'} (sagellm serve: --attach-key)",
+            )
         raise SageLLMError.from_info(error)
 
     async def _kind(self) -> str:
@@ -307,5 +316,11 @@ async def _some(stream: aiohttp.StreamReader) -> bytes:
 
 
 def _said(error: Exception) -> str:
+    """What went wrong, in the system's words where it was the system that said so."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror or str(cause)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection ended before the answer did"
     text = str(error).splitlines()
     return text[0] if text else type(error).__name__

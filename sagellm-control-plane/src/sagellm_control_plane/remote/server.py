@@ -22,6 +22,7 @@ from sagellm_protocol.interfaces import Engine
 from sagellm_protocol.remote import KEEPALIVE_S
 
 from .app import MAX_BODY_BYTES, EngineApp
+from .streams import SERVER_IDLE_S
 
 log = logging.getLogger(__name__)
 DEFAULT_PORT = 8900
@@ -65,7 +66,14 @@ async def serve_engine(
     try:
         engine = await asyncio.to_thread(make_engine, spec)
         app = EngineApp(engine, api_key=api_key, keepalive_s=keepalive_s, max_body_bytes=max_body_bytes)
-        config = uvicorn.Config(app, log_level=log_level, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app,
+            log_level=log_level,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=SERVER_IDLE_S,
+            timeout_graceful_shutdown=5,
+        )
         await _run(_Server(config), app, engine, listener, on_ready, drain_s, parent_pid)
     finally:
         listener.close()

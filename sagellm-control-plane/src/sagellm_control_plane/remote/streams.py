@@ -15,6 +15,11 @@ from starlette.types import Send
 from sagellm_protocol import PROTOCOL_VERSION
 from sagellm_protocol.remote import VERSION_HEADER
 
+CLIENT_IDLE_S = 60
+"""Seconds after which a client closes a connection it does not use."""
+SERVER_IDLE_S = 75
+"""Seconds after which a server does. The client must be first: a request may be on its way when a server hangs up."""
+
 
 class Stream:
     """One answer, sent line by line."""
