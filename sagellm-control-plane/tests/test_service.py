@@ -338,6 +338,28 @@ async def test_a_plane_that_stops_lets_a_start_under_way_clean_up(planes: Planes
     assert launcher.took_down
 
 
+async def test_stopping_an_engine_that_is_being_taken_down_already_waits_for_that(planes: Planes) -> None:
+    plane = planes()
+    await plane.start_engine(mock(), engine_id="e")
+    member = plane.fleet.member("e")
+    engine, gone = member.engine, asyncio.Event()
+    assert isinstance(engine, MockEngine)
+    stop, stopping = engine.stop, asyncio.Event()
+
+    async def slowly() -> None:
+        stopping.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await stop()
+        gone.set()
+
+    engine.stop = slowly  # type: ignore[method-assign]
+    engine.die("pulled the plug")
+    await asyncio.wait_for(stopping.wait(), PATIENCE_S)
+    await plane.stop_engine("e")
+    assert gone.is_set()
+
+
 async def test_an_engine_that_hangs_is_found_out_and_what_it_had_goes_elsewhere(planes: Planes) -> None:
     plane = planes(auto_restart=False, poll_timeout_s=0.1)
     await plane.start_engine(mock(prefill_tokens_per_s=0.1), engine_id="stuck")

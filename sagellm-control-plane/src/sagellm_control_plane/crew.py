@@ -20,9 +20,8 @@ from sagellm_protocol import EngineRecord, EngineSpec, EngineState, EngineStats,
 from .background import Background
 from .dispatch import Dispatcher
 from .fleet import Attached, Fleet, Launched, Member
-from .launchers import launcher_named
-from .remote.client import RemoteEngine
 from .settings import PlaneSettings
+from .starting import free, release, start
 
 log = logging.getLogger(__name__)
 _TROUBLE = (ErrorCode.ENGINE_FAILED, ErrorCode.UNAVAILABLE)
@@ -94,38 +93,13 @@ class Crew:
 
     async def _bring_up(self, member: Member) -> None:
         """Start or reach an engine, unless it is stopped meanwhile."""
-        with anyio.CancelScope() as scope:
-            member.starting = scope
-            member.landed.clear()
-            try:
-                if isinstance(member.origin, Launched):
-                    launcher = member.origin.through or await launcher_named(member.origin.launcher)
-                    member.handle = await launcher.start(member.origin.spec, member.engine_id)
-                    member.engine = member.handle.engine
-                else:
-                    engine = RemoteEngine(member.origin.url, api_key=member.origin.api_key)
-                    try:
-                        await engine.start()
-                    except BaseException:
-                        with anyio.CancelScope(shield=True):
-                            await engine.stop()
-                        raise
-                    member.engine = engine
-            except SageLLMError:
-                raise
-            except Exception as error:
-                log.exception("engine %s raised while it started", member.engine_id)
-                raise SageLLMError(
-                    ErrorCode.ENGINE_FAILED,
-                    f"engine {member.engine_id} did not start: {type(error).__name__}: {error}",
-                ) from error
-            finally:
-                member.starting = None
-                member.landed.set()
-        if member.state is EngineState.STOPPED or member.engine is None:
-            with anyio.CancelScope(shield=True):
-                await self._release(member)
-            raise SageLLMError(ErrorCode.CANCELLED, f"engine {member.engine_id} was stopped while it started")
+        async with member.changing:
+            if member.state is not EngineState.STOPPED:
+                await start(member)
+            if member.state is EngineState.STOPPED or member.engine is None:
+                with anyio.CancelScope(shield=True):
+                    await free(member, self._settings.stop_timeout_s)
+                raise SageLLMError(ErrorCode.CANCELLED, f"engine {member.engine_id} was stopped while it started")
         member.failures, member.last_heard, member.load.foreign_tokens = 0, time.time(), 0
         member.learn(self._settings.default_capacity, self._settings.slack)
         self._fleet.rename(member, member.engine.info.served_names or member.names)
@@ -258,7 +232,7 @@ class Crew:
             member.restarts += 1
             member.restarted_at, member.restarted_unix = self._clock(), time.time()
             await asyncio.sleep(delay)
-            await self._release(member)
+            await release(member, self._settings.stop_timeout_s)
             if member.state is EngineState.STOPPED:
                 return
             member.become(EngineState.STARTING)
@@ -320,9 +294,7 @@ class Crew:
 
     async def _clear_out(self, member: Member) -> None:
         await _within(self._settings.abort_timeout_s, _emptied(member))
-        # A start that was cancelled frees what it had begun, which takes as long as stopping does.
-        await _within(self._settings.stop_timeout_s, member.landed.wait())
-        await self._release(member)
+        await release(member, self._settings.stop_timeout_s)
 
     async def dismiss(self) -> None:
         """Stop them all, side by side."""
@@ -337,20 +309,6 @@ class Crew:
         member.poke.set()
         self._fleet.remove(member)
         self._dispatcher.fleet_changed()
-
-    async def _release(self, member: Member) -> None:
-        """Free what an engine holds, dead or alive, within bounds."""
-        engine, handle = member.engine, member.handle
-        member.engine = member.handle = None
-        try:
-            if handle is not None:
-                await asyncio.wait_for(handle.stop(), self._settings.stop_timeout_s)
-            elif engine is not None:
-                await asyncio.wait_for(engine.stop(), self._settings.stop_timeout_s)
-        except asyncio.TimeoutError:
-            log.error("engine %s did not stop within %g s", member.engine_id, self._settings.stop_timeout_s)
-        except Exception:
-            log.exception("engine %s failed to stop", member.engine_id)
 
 
 def _minted(kind: str) -> str:

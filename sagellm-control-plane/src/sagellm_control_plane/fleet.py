@@ -58,12 +58,6 @@ class Attached:
     api_key: str | None = field(default=None, repr=False)
 
 
-def _set() -> asyncio.Event:
-    event = asyncio.Event()
-    event.set()
-    return event
-
-
 @dataclass(eq=False)
 class Member:
     """One engine of the plane."""
@@ -96,8 +90,8 @@ class Member:
     restarting: bool = False
     starting: anyio.CancelScope | None = None
     """Around the start that is under way."""
-    landed: asyncio.Event = field(default_factory=_set)
-    """Set while no start is under way, nor the tidying up after one."""
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever starts or stops what runs behind it, to the end of tidying up."""
     unwanted: bool = False
     """Drained: should it die, it is not started again, and should it come back, it gets nothing."""
     poke: asyncio.Event = field(default_factory=asyncio.Event)
