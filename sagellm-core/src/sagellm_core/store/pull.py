@@ -171,7 +171,9 @@ def _fetch(model: CatalogueModel, staging: Path, sources: Sequence[Source], repo
             return source.name
     raise SageLLMError(
         failures[-1][1].code if failures else ErrorCode.UNAVAILABLE,
-        f"cannot fetch {model.name!r}: " + "; ".join(f"{name}: {failure}" for name, failure in failures),
+        f"cannot fetch {model.name!r}: "
+        + "; ".join(f"{name}: {failure}" for name, failure in failures)
+        + f". From a machine that has it, copy {', '.join(file.path for file in model.files)} into {staging.parent}",
         "model",
     )
 
