@@ -13,7 +13,7 @@ from anyio.from_thread import BlockingPortal
 from pydantic import ValidationError
 from rich.markup import escape
 
-from sagellm_protocol import SageLLMError, SamplingParams
+from sagellm_protocol import FinishReason, SageLLMError, SamplingParams
 
 from .console import error_console
 from .options import ENGINE_OPTIONS, SAMPLING_OPTIONS, sampling_params, takes
@@ -160,6 +160,7 @@ def chat(
 def _answer(portal: BlockingPortal, source: Source, talk: Conversation) -> None:
     """Stream the next answer; Ctrl-C leaves what was said until then, and takes back a turn that got no answer."""
     pieces: list[str] = []
+    talk.last = Ending()
     try:
         for piece in stream(portal, source, talk.messages(), talk.sampling):
             if isinstance(piece, Ending):
@@ -181,6 +182,8 @@ def _answer(portal: BlockingPortal, source: Source, talk: Conversation) -> None:
     sys.stdout.write("\n")
     sys.stdout.flush()
     talk.turns.append({"role": "assistant", "content": "".join(pieces)})
+    if talk.last.finish_reason == FinishReason.LENGTH.value and sys.stdin.isatty():
+        error_console().print("[dim]cut off by max_tokens or by the end of the context; /set max_tokens, or /clear[/]")
 
 
 def _ask() -> str | None:
@@ -189,6 +192,8 @@ def _ask() -> str | None:
         try:
             return input("> " if sys.stdin.isatty() else "")
         except EOFError:
+            if sys.stdin.isatty():
+                sys.stdout.write("\n")
             return None
         except KeyboardInterrupt:
             sys.stdout.write("\n")

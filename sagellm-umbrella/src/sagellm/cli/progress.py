@@ -33,7 +33,8 @@ def activity(words: str) -> Iterator[Report]:
                 status.update(words if over else described(progress))
             elif progress.stage == "downloading" and not noted:
                 noted = True
-                console.print(f"{described(progress)}; once it is here, starting takes seconds", soft_wrap=True)
+                size = f" ({progress.total / 1e6:.0f} MB)" if progress.total else ""
+                console.print(f"downloading the model from the {progress.source}{size}; later starts find it here")
 
         yield report
 
