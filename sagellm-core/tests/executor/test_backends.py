@@ -70,6 +70,14 @@ def test_a_named_backend_that_cannot_run_says_why() -> None:
         open_backend("absent")
 
 
+def test_a_type_that_the_best_backend_lacks_brings_in_no_slower_one() -> None:
+    with pytest.raises(SageLLMError, match=r"'float16' .* backend 'cpu' .* float32") as caught:
+        open_backend("auto", dtype="float16")
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+    assert caught.value.param == "dtype"
+    assert open_backend("reference", dtype="float16").name == "reference"
+
+
 def test_an_unknown_backend_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(SageLLMError, match=r"'abacus'.*reference") as caught:
         open_backend("abacus")

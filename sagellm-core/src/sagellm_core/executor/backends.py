@@ -27,26 +27,28 @@ def open_backend(device: str = AUTO, *, dtype: str = AUTO, threads: int | None =
 
     Raises:
         SageLLMError: ``NOT_INSTALLED`` for an unknown name, listing those known, or when ``auto`` finds none that runs
-            here, with each one's reason; whatever a backend says that was named and cannot run.
+            here, with each one's reason; whatever the backend says that was named or found and cannot do as asked.
     """
     if threads is None:
         threads = _threads_of_the_environment()
     if device != AUTO:
         return _create(device.partition(":")[0], device, dtype, threads)
-    best: Backend[Any] | None = None
+    best: tuple[int, str] | None = None
     refusals = []
     for name in sorted(plugins.installed(plugins.BACKENDS)):
         try:
-            backend = _create(name, None, dtype, threads)
+            backend = _create(name, None, AUTO, threads)
         except SageLLMError as error:
             refusals.append(f"{name}: {error.message}")
             continue
-        if best is None or backend.capabilities().rank > best.capabilities().rank:
-            best = backend
+        rank = backend.capabilities().rank
+        if best is None or rank > best[0]:
+            best = rank, name
     if best is None:
         reasons = "; ".join(refusals) or "none is installed: pip install isagellm-backend"
         raise SageLLMError(ErrorCode.NOT_INSTALLED, f"no backend can run here ({reasons})", "device")
-    return best
+    # What was asked for does not choose the backend: a type that the best one lacks would bring in a slow one unasked.
+    return _create(best[1], None, dtype, threads)
 
 
 def compute_dtype(capabilities: BackendCapabilities, dtype: str) -> DType:
