@@ -36,6 +36,16 @@ def test_answers_come_in_the_order_of_their_prompts(llm: LLM) -> None:
     assert [response.output_text for response in together] == [response.output_text for response in alone]
 
 
+def test_long_work_shows_a_bar_unless_told_not_to(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sagellm_core.llm.PROGRESS_AFTER_S", 0.0)
+    llm.generate(["1, 2, 3,", "a, b, c,"], GREEDY, progress=False)
+    assert capsys.readouterr().err == ""
+    llm.generate(["1, 2, 3,", "a, b, c,"], GREEDY)
+    assert "2/2" in capsys.readouterr().err
+
+
 def test_token_ids_are_a_prompt_alone_or_among_others(llm: LLM) -> None:
     ids = [504, 3575, 282, 4649, 314]
     [one] = llm.generate(ids, GREEDY)
