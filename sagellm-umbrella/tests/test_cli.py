@@ -58,6 +58,42 @@ def test_doctor_reports_devices_and_no_problem_here(sagellm: Command) -> None:
     assert "backend cpu" in sagellm("doctor").stdout
 
 
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """Environment variables under which neither an engine of ours nor a backend nor torch can be imported."""
+    absent = ("sagellm_core", "sagellm_backend", "torch")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "x"), ("chat",), ("serve", "--port", "0"), ("engine", "--port", "0"), ("models",), ("pull", "any")],
+)
+def test_without_an_engine_it_says_what_to_install(
+    sagellm: Command, bare: dict[str, str], arguments: tuple[str, ...]
+) -> None:
+    done = sagellm(*arguments, **bare)
+    assert done.returncode == 1
+    assert done.stderr == "error: this needs sagellm_core, which is not installed: pip install isagellm\n"
+
+
+def test_without_an_engine_the_mock_still_answers(
+    sagellm: Command, serve: Callable[..., Server], bare: dict[str, str]
+) -> None:
+    server = serve("serve", "--engine", "mock", **bare)
+    assert "mock" in sagellm("run", "Hello", "--url", server.url, "--max-tokens", "8", **bare).stdout
+
+
+def test_without_an_engine_doctor_says_so_and_every_check_ends(sagellm: Command, bare: dict[str, str]) -> None:
+    done = sagellm("doctor", "--json", **bare)
+    findings = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 1
+    assert findings["engine"]["fix"] == "pip install isagellm"
+    assert {"python", "torch", "port"} <= set(findings)
+    assert "the check itself failed" not in done.stdout
+
+
 def test_run_answers_on_standard_output_alone(sagellm: Command) -> None:
     done = sagellm("run", "Hello", *MOCK, "--max-tokens", "8")
     assert done.returncode == 0

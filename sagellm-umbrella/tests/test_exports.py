@@ -34,6 +34,12 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = sagellm.Nothing  # type: ignore[attr-defined]
 
 
+def test_a_name_whose_package_is_absent_says_what_to_install() -> None:
+    script = "import sys; sys.modules['sagellm_core'] = None\nfrom sagellm import LLM"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert "sagellm.LLM is defined by sagellm_core, which is not installed: pip install isagellm" in done.stderr
+
+
 def test_importing_it_loads_nothing_heavy() -> None:
     loaded = _modules_after("import sagellm")
     assert not loaded & {"torch", "transformers", "pydantic", "httpx", "fastapi", "typer", "numpy"}

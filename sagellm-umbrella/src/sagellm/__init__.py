@@ -52,7 +52,15 @@ def __getattr__(name: str) -> Any:
         return version("isagellm")
     if name not in EXPORTS:
         raise AttributeError(f"module 'sagellm' has no attribute {name!r}")
-    return getattr(import_module(EXPORTS[name]), name)
+    try:
+        module = import_module(EXPORTS[name])
+    except ModuleNotFoundError as error:
+        if error.name != EXPORTS[name]:
+            raise
+        raise ModuleNotFoundError(
+            f"sagellm.{name} is defined by {error.name}, which is not installed: pip install isagellm", name=error.name
+        ) from None
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -84,6 +84,17 @@ def check_packages() -> Iterator[Finding]:
         )
 
 
+def check_engine() -> Iterator[Finding]:
+    """What runs models."""
+    if not _has_core():
+        yield Finding(
+            "engine",
+            Level.PROBLEM,
+            "isagellm-core is not installed; no model can be run, only `sagellm serve --engine mock` answers",
+            "pip install isagellm",
+        )
+
+
 def check_torch() -> Iterator[Finding]:
     """The tensor library, and whether its build suits the machine."""
     if importlib.util.find_spec("torch") is None:
@@ -133,6 +144,8 @@ def check_devices() -> Iterator[Finding]:
 
 def check_models() -> Iterator[Finding]:
     """Models in the cache, and what is needed to fetch more."""
+    if not _has_core():
+        return
     store = component("sagellm_core.store")
     cached = [entry.name for entry in store.list_models() if entry.path is not None]
     yield Finding(
@@ -152,6 +165,8 @@ def check_models() -> Iterator[Finding]:
 
 def check_disk() -> Iterator[Finding]:
     """Room for models."""
+    if not _has_core():
+        return
     store = component("sagellm_core.store")
     folder = Path(store.home())
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -171,9 +186,14 @@ def check_port() -> Iterator[Finding]:
         yield Finding("port", Level.OK, f"{DEFAULT_PORT} is free")
 
 
+def _has_core() -> bool:
+    return importlib.util.find_spec("sagellm_core") is not None
+
+
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
+    check_engine,
     check_torch,
     check_devices,
     check_models,

@@ -21,6 +21,16 @@ Report = Callable[["Progress"], None]
 OUR_ENGINE = "sagellm"
 
 
+def need_engine(spec: EngineSpec) -> None:
+    """Say what to install where the engine that ``spec`` asks for is ours and absent.
+
+    Raises:
+        SageLLMError: ``NOT_INSTALLED``.
+    """
+    if spec.engine == OUR_ENGINE:
+        component("sagellm_core")
+
+
 def fetch(spec: EngineSpec, report: Report) -> None:
     """Fetch what ``spec`` names, unless it is here or its engine is not ours: others find their models themselves.
 

@@ -13,6 +13,7 @@ import typer
 from sagellm_protocol import ErrorCode, SageLLMError
 
 from .console import error_console, print_json
+from .fetch import need_engine
 from .options import ENGINE_OPTIONS, SAMPLING_OPTIONS, engine_spec, sampling_params, takes
 from .progress import loading
 from .talk import Ending, local_source, remote_source, stream
@@ -95,6 +96,7 @@ def open_source(
     if url is not None:
         return remote_source(url, model, api_key)
     spec = engine_spec(engine_options, model)
+    need_engine(spec)
     return loading(spec.model, partial(local_source, spec))
 
 
