@@ -78,7 +78,7 @@ def test_the_callers_id_is_the_trace_and_never_the_key() -> None:
     plane = ScriptedPlane(says(start(), delta("a"), end()))
     with live(lambda: plane) as gateway:
         for _ in range(2):
-            httpx.post(gateway.url + CHAT, json=BODY, headers={"x-request-id": "same"}, trust_env=False)
+            httpx.post(gateway.url + CHAT, json=BODY, headers={"x-request-id": "same"}, trust_env=False, timeout=WAIT_S)
     assert [request.trace_id for request in plane.asked] == ["same", "same"]
     assert len({request.request_id for request in plane.asked}) == 2
 
@@ -96,6 +96,11 @@ def test_the_description_names_every_route_and_body(http: httpx.Client) -> None:
     for path in (CHAT, "/v1/completions", "/v1/embeddings"):
         content = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         assert content["schema"]["$ref"].rpartition("/")[2] in schemas
+        assert set(schemas["Error"]["properties"]["error"]["required"]) == set(shape(http.post(path, content=b"{")))
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            assert set(operation["responses"]) == {"200", "default"}
+            assert operation["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
     references = json.dumps(described).split('"$ref": "#/components/schemas/')[1:]
     assert {reference.partition('"')[0] for reference in references} <= set(schemas)
 
@@ -119,7 +124,11 @@ def test_a_body_that_turns_out_too_large_is_refused(small: Live) -> None:
             yield b" " * 100
 
     response = httpx.post(
-        small.url + CHAT, content=chunks(), headers={"content-type": "application/json"}, trust_env=False
+        small.url + CHAT,
+        content=chunks(),
+        headers={"content-type": "application/json"},
+        trust_env=False,
+        timeout=WAIT_S,
     )
     assert response.status_code == 413
     assert shape(response)["code"] == "payload_too_large"
@@ -130,7 +139,7 @@ def test_headers_that_do_not_end_are_hung_up_on(small: Live) -> None:
     assert connection.recv(65536).startswith(b"HTTP/1.1 431")
     assert connection.recv(65536) == b""
     connection.close()
-    assert httpx.get(f"{small.url}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"{small.url}/health", trust_env=False, timeout=WAIT_S).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -159,7 +168,10 @@ def test_a_second_request_that_is_not_finished_is_hung_up_on_too() -> None:
 
 def test_a_request_that_takes_long_to_answer_is_not_one_that_takes_long_to_come() -> None:
     with live(mock_plane(text="xxxxxxxx", itl_ms=100.0), read_timeout_s=0.2) as gateway:
-        assert httpx.post(gateway.url + CHAT, json=BODY | {"max_tokens": 8}, trust_env=False).status_code == 200
+        assert (
+            httpx.post(gateway.url + CHAT, json=BODY | {"max_tokens": 8}, trust_env=False, timeout=WAIT_S).status_code
+            == 200
+        )
 
 
 def test_large_bodies_do_not_count_as_headers() -> None:
@@ -236,7 +248,7 @@ def test_a_page_that_points_its_own_name_at_this_machine_is_kept_out(http: httpx
         response = http.get("/v1/models", headers={"host": host})
         assert response.status_code == 403, host
         assert "allowed_hosts" in str(shape(response)["message"])
-    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8889", "[::1]:8889", "[::1]"):
+    for host in ("localhost", "LOCALHOST:1", "localhost.:1", "chat.localhost", "127.0.0.1:8889", "[::1]:8889", "[::1]"):
         assert http.get("/v1/models", headers={"host": host}).status_code == 200
 
 
@@ -246,8 +258,39 @@ def test_a_page_that_points_its_own_name_at_this_machine_is_kept_out(http: httpx
 def test_other_names_are_served_where_the_operator_says_so(settings: dict[str, object]) -> None:
     with live(mock_plane(text="ok"), **settings) as gateway:
         for host in ("box.example:80", "127.0.0.1"):
-            response = httpx.get(f"{gateway.url}/v1/models", headers={"host": host}, trust_env=False)
+            response = httpx.get(f"{gateway.url}/v1/models", headers={"host": host}, trust_env=False, timeout=WAIT_S)
             assert response.status_code == 200
+
+
+def test_a_page_of_another_origin_cannot_put_this_machine_to_work(http: httpx.Client) -> None:
+    # What a page can send without asking first: a body of no declared type.
+    for origin in ("https://evil.example", "http://localhost.evil.example:80", "http://[2001:db8::1]", "null"):
+        response = http.post(CHAT, content=json.dumps(BODY), headers={"origin": origin})
+        assert response.status_code == 403, origin
+        assert "cors_origins" in str(shape(response)["message"])
+    for origin in (
+        "http://localhost:3000",
+        "http://127.0.0.1",
+        "https://app.localhost",
+        "http://[::1]:5",
+        "tauri://app",
+    ):
+        assert http.post(CHAT, content=json.dumps(BODY), headers={"origin": origin}).status_code == 200, origin
+
+
+def test_pages_that_the_operator_names_may_call() -> None:
+    with live(mock_plane(text="ok"), cors_origins="https://App.example") as gateway:
+        for origin, status in (("https://app.example", 200), ("https://evil.example", 403)):
+            headers = {"origin": origin}
+            response = httpx.post(gateway.url + CHAT, json=BODY, headers=headers, trust_env=False, timeout=WAIT_S)
+            assert response.status_code == status
+
+
+def test_probes_may_ask_for_heads_alone(http: httpx.Client) -> None:
+    for path in ("/health", "/ready"):
+        response = http.head(path)
+        assert response.status_code == 200
+        assert response.content == b""
 
 
 def test_browsers_of_other_origins_are_not_let_in_by_default(http: httpx.Client) -> None:
@@ -262,7 +305,7 @@ def test_a_defect_amid_a_stream_is_its_last_event(caplog: pytest.LogCaptureFixtu
         raise ZeroDivisionError("a defect")
 
     with live(lambda: ScriptedPlane(broken)) as gateway, caplog.at_level(logging.ERROR):
-        response = httpx.post(gateway.url + CHAT, json={**BODY, "stream": True}, trust_env=False)
+        response = httpx.post(gateway.url + CHAT, json={**BODY, "stream": True}, trust_env=False, timeout=WAIT_S)
     assert response.status_code == 200
     *_, last, rest = response.text.split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal"

@@ -308,7 +308,6 @@ def test_prompts_take_every_form_of_the_api(prompt: Any, texts: Any, tokens: Any
         ({"prompt": ["a"] * 9}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"best_of": 3}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
         ({"logprobs": 1000}, "logprobs"),
     ],
 )
@@ -332,3 +331,10 @@ def test_a_body_that_is_no_request_is_refused_in_words(kind: type[Body], data: b
     with pytest.raises(SageLLMError) as caught:
         parse(kind, data)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
+
+
+def test_echo_with_logprobs_is_refused_with_both_ways_out() -> None:
+    error = refusal(complete, echo=True, logprobs=1)
+    assert (error.code, error.param) == (ErrorCode.UNSUPPORTED, "echo")
+    assert "leave one of them out" in error.message
+    assert "prompt_logprobs" in error.message

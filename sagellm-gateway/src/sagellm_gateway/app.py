@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -20,6 +18,7 @@ from starlette.responses import Response
 
 from sagellm_protocol import ControlPlane, SageLLMError
 
+from .description import description
 from .errors import error_response, plain_error
 from .gateway import Gateway
 from .lifecycle import Lifecycle
@@ -29,9 +28,6 @@ from .middleware.body_limit import BodyLimit
 from .middleware.envelope import Envelope
 from .middleware.gate import Gate
 from .middleware.prefix import ApiPrefix
-from .openai.chat import ChatBody
-from .openai.completions import CompletionBody
-from .openai.embeddings import EmbeddingBody
 from .own_plane import make_plane, started
 from .relay import Relay
 from .routes import ROUTERS
@@ -72,7 +68,7 @@ def create_app(control_plane: ControlPlane | None = None, settings: GatewaySetti
     app.state.gateway = Gateway(plane, settings, lifecycle, meters, Relay(plane, meters))
     for router in ROUTERS:
         app.include_router(router)
-    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    app.openapi = lambda: description(app)  # type: ignore[method-assign]
     return app
 
 
@@ -110,16 +106,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
     }
     message, code = words.get(error.status_code, (str(error.detail), "http_error"))
     return plain_error(error.status_code, message, code, error.headers)
-
-
-def _description(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI, with the bodies that routes read by hand."""
-    if app.openapi_schema is None:
-        described = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        schemas = described.setdefault("components", {}).setdefault("schemas", {})
-        for kind in (ChatBody, CompletionBody, EmbeddingBody):
-            schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[kind.__name__] = schema
-        app.openapi_schema = described
-    return app.openapi_schema

@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from sagellm_protocol import ControlPlane, ErrorCode, SageLLMError
 
@@ -44,7 +45,7 @@ class GatewayServer(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: GatewaySettings, on_ready: Callable[[str], None] | None = None) -> None:
         super().__init__(
             uvicorn.Config(
-                LocalHosts(app, [settings.host, *settings.allowed_hosts]) if settings.local_only else app,
+                _guarded(app, settings),
                 host=settings.host,
                 port=settings.port,
                 http=bounded_protocol(settings.max_header_bytes, settings.read_timeout_s),
@@ -112,6 +113,12 @@ class GatewayServer(uvicorn.Server):
             if late or self._lifecycle.in_flight == 0:
                 self.should_exit = True
         return await super().on_tick(counter)
+
+
+def _guarded(app: FastAPI, settings: GatewaySettings) -> ASGIApp:
+    if not settings.local_only:
+        return app
+    return LocalHosts(app, [settings.host, *settings.allowed_hosts], settings.cors_origins)
 
 
 async def serve(

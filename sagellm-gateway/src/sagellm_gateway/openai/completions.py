@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 from sagellm_gateway.errors import public
 from sagellm_protocol import Request, SageLLMError
 
-from .body import MODEL_ALIAS, Refused, invalid
+from .body import MODEL_ALIAS, Refused, invalid, unsupported
 from .chat import ModelName
 from .prompts import Prompt, read_prompts
 from .sampling import REFUSED, SamplingFields
@@ -57,7 +57,11 @@ class CompletionBody(SamplingFields, FormFields):
                 "best_of", f"must equal n ({self.n or 1}); ask for n choices and pick some (got {self.best_of})"
             )
         if self.echo and self.logprobs is not None:
-            raise invalid("echo", "cannot be combined with logprobs; prompt_logprobs reports the prompt's")
+            raise unsupported(
+                "echo",
+                "is not offered together with logprobs; leave one of them out: logprobs reports the tokens produced,"
+                " and prompt_logprobs=N, with stream=false, those of the prompt, in choices[].prompt_logprobs",
+            )
         structured, _ = self.form()
         try:
             sampling = self.sampling(

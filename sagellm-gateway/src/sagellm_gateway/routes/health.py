@@ -22,12 +22,14 @@ from .base import answer
 router = APIRouter()
 
 
+@router.head("/health", include_in_schema=False, response_model=None)
 @router.get("/health", response_model=None)
 async def health() -> Response:
     """Say that the gateway is alive, whatever its engines do."""
     return answer({"status": "ok"})
 
 
+@router.head("/ready", include_in_schema=False, response_model=None)
 @router.get("/ready", response_model=None)
 async def ready(request: Request) -> Response:
     """Say whether requests can be served now, and if not, why."""
