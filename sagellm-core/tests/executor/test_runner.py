@@ -248,6 +248,34 @@ def test_a_sequence_left_without_a_choice_fails_alone(driver: Driver, reference:
     assert made[1].error is None
 
 
+def test_a_sequence_whose_scores_are_no_numbers_fails_alone(
+    driver: Driver, reference: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = driver.executor._runner._model  # type: ignore[union-attr]
+    logits = model.logits
+    bad: list[torch.Tensor] = []
+
+    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = logits(hidden)
+        bad.append(hidden[0].clone())
+        scores[(hidden == bad[0]).all(-1)] = float("nan")
+        return scores
+
+    monkeypatch.setattr(model, "logits", poisoned)
+    tokens = prompt(18, 5)
+    top = next_logits(reference, tokens).topk(2)
+    best, second = top.indices.tolist()
+    # Applied once, the second stays second; applied again to what was drawn from already, it would be first.
+    bias = {second: 0.75 * float(top.values[0] - top.values[1])}
+    driver.add(0, prompt(19, 5), TokenSampling(seed=1))
+    driver.add(1, tokens, TokenSampling(temperature=0, logit_bias=bias))
+    made = driver.step(s0=5, s1=5)
+    assert made[0].token_ids == []
+    assert "no token can be drawn" in (made[0].error or "")
+    assert made[1].token_ids == [best]
+    assert made[1].error is None
+
+
 def test_penalties_follow_what_was_produced(driver: Driver, reference: PreTrainedModel) -> None:
     tokens = prompt(14, 7)
     driver.add(

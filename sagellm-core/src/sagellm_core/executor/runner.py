@@ -5,6 +5,7 @@ Knows nothing of scheduling, requests or text, nor of other ranks.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from .base import CacheLayout
 from .inputs import StepInputs, step_inputs
 from .sampling import may_produce, sampling_batch
 from .slots import Slots
+
+logger = logging.getLogger(__name__)
 
 _PROMPT_LOGPROB_ROWS = 256
 """Rows of logits held at a time for a prompt's log-probabilities: a vocabulary is wide."""
@@ -87,11 +90,30 @@ class Runner:
         last = (inputs.ends[rows] - 1).tolist()
         if len(last) < len(inputs.ids):
             hidden = self._ops.take_rows(hidden, last)
-        drawn = self._ops.sample(self._model.logits(hidden), sampling_batch(self._slots, slots))
-        for slot, token, logprob in zip(slots, drawn.token_ids, drawn.logprobs, strict=True):
-            self._slots.append(slot, token)
-            results[slot] = SlotResult(slot, [token], [] if logprob is None else [_reported(logprob)])
+        results.update((result.slot, result) for result in self._draw(hidden, slots))
         return results
+
+    def _draw(self, hidden: Any, slots: list[int]) -> list[SlotResult]:
+        """A token for each slot; where the backend can draw none for one of them, that one fails alone.
+
+        Args:
+            hidden: A row for each slot, ``[R, E]``.
+            slots: The slots, ``R`` of them.
+        """
+        try:
+            drawn = self._ops.sample(self._model.logits(hidden), sampling_batch(self._slots, slots))
+        except Exception as error:  # whose row it was is found by drawing for each by itself
+            if len(slots) > 1:
+                each = [self._draw(self._ops.take_rows(hidden, [row]), [slot]) for row, slot in enumerate(slots)]
+                return [result for results in each for result in results]
+            logger.exception("no token can be drawn")
+            return [SlotResult(slots[0], [], error=f"no token can be drawn: {type(error).__name__}: {error}")]
+        for slot, token in zip(slots, drawn.token_ids, strict=True):
+            self._slots.append(slot, token)
+        return [
+            SlotResult(slot, [token], [] if logprob is None else [_reported(logprob)])
+            for slot, token, logprob in zip(slots, drawn.token_ids, drawn.logprobs, strict=True)
+        ]
 
     def _prompt_logprobs(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> dict[int, list[TokenLogprob]]:
         found: dict[int, list[TokenLogprob]] = {}
