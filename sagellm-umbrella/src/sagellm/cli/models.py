@@ -12,6 +12,8 @@ from sagellm.components import component
 from .console import output_console, print_json
 from .progress import fetching
 
+_WIDE = 1000
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -72,4 +74,7 @@ def models(as_json: JsonOption = False) -> None:
     for entry in entries:
         here = "yes" if entry.path is not None else "no"
         table.add_row(entry.name, entry.kind, f"{entry.size / 1e6:.0f} MB", entry.license, here, entry.description)
-    output_console().print(table)
+    console = output_console()
+    if not console.is_terminal:
+        console.width = _WIDE  # a program that reads this wants one line a model
+    console.print(table)
