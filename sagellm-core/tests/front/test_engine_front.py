@@ -12,10 +12,11 @@ import pytest
 import pytest_asyncio
 
 from fake_executor import alone
-from fake_model import CHARACTERS, fake_engine, fake_spec, write_tokenizer
+from fake_model import CHARACTERS, build_fake, fake_engine, fake_spec, write_tokenizer
 from sagellm_core.front.engine import FrontEngine
 from sagellm_core.store import CalledOffError
 from sagellm_core.transport.base import CoreClient
+from sagellm_core.transport.inline import InlineClient
 from sagellm_protocol import (
     SLO,
     BlocksStored,
@@ -228,6 +229,21 @@ async def test_a_start_that_fails_says_why_and_may_be_tried_again(folder: Path, 
     write_tokenizer(tmp_path)
     await engine.start()
     assert list((await answer(engine, request())).output_tokens) == expected()
+    await engine.stop()
+
+
+async def test_a_tokenizer_that_is_not_there_is_told_from_a_model_that_is_not(folder: Path) -> None:
+    def locate(model: str, revision: str | None) -> Path:
+        if model != "fake":
+            raise SageLLMError(ErrorCode.MODEL_NOT_FOUND, f"there is no {model!r}", "model")
+        return folder
+
+    engine = FrontEngine(
+        fake_spec("inline", tokenizer="elsewhere"), locate, lambda spec, path: InlineClient(spec, path, build_fake)
+    )
+    with pytest.raises(SageLLMError, match="tokenizer: there is no 'elsewhere'") as failure:
+        await engine.start()
+    assert failure.value.param == "tokenizer"
     await engine.stop()
 
 

@@ -261,8 +261,12 @@ class FrontEngine:
             await link.stop()
 
     def _load_tokenizer(self, path: Path) -> Tokenizer:
-        spec = self._spec
-        place = path if spec.tokenizer is None else self._locate(spec.tokenizer, None)
+        spec, place = self._spec, path
+        if spec.tokenizer is not None:
+            try:
+                place = self._locate(spec.tokenizer, None)
+            except SageLLMError as error:
+                raise SageLLMError(error.code, f"tokenizer: {error.message}", "tokenizer") from error
         return load_tokenizer(place, chat_template=spec.chat_template)
 
     # -- requests -----------------------------------------------------------------------------------------------------
