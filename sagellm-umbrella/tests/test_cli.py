@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -206,6 +206,15 @@ def test_a_usage_error_exits_with_2(sagellm: Command, arguments: tuple[str, ...]
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is started takes SIGINT, though these tests may run in the background, where shells have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("arguments", "status"), [(("serve", "--port", "0"), 0), (("run", "x"), 130), (("engine", "--port", "0"), 130)]
 )
