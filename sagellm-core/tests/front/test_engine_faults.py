@@ -65,9 +65,10 @@ async def test_a_top_k_beyond_any_vocabulary_keeps_all(engine: FrontEngine) -> N
         ({"prompt": "a\ud800b"}, "prompt"),
         ({"cache_salt": "\udfff"}, "cache_salt"),
         ({"sampling": {"bad_words": ("\ud800",)}}, "sampling.bad_words"),
+        ({"sampling": {"bad_words": tuple(f"word {n}" for n in range(1025))}}, "sampling.bad_words"),
     ],
 )
-async def test_half_a_surrogate_pair_is_refused_by_name(
+async def test_what_is_no_text_or_too_much_of_it_is_refused_by_name(
     engine: FrontEngine, fields: dict[str, Any], param: str
 ) -> None:
     event = await last(engine, asked(**fields))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from sagellm_core.core.plan import TokenSampling
 from sagellm_core.tokenizer import Tokenizer
@@ -16,6 +16,8 @@ from sagellm_protocol.sampling import SamplingParams
 
 from .text import check_text
 
+MAX_BAD_WORDS = 1024
+"""Each is looked for before every token; beyond this a request would slow its neighbours."""
 _MASK = 2**64 - 1
 
 
@@ -52,12 +54,18 @@ def resolve_sampling(
     )
 
 
-def bad_word_ids(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+def bad_word_ids(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """Token sequences that spell each word, at the beginning of a text and after a space.
 
     Raises:
-        SageLLMError: ``INVALID_REQUEST`` for a word without tokens, or that is no text.
+        SageLLMError: ``INVALID_REQUEST`` for a word without tokens, or that is no text, and for too many.
     """
+    if len(words) > MAX_BAD_WORDS:
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"there are {len(words)} bad words; at most {MAX_BAD_WORDS} may be given",
+            "sampling.bad_words",
+        )
     found: dict[tuple[int, ...], None] = {}
     for word in words:
         check_text(word, "sampling.bad_words")
