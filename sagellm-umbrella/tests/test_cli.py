@@ -232,8 +232,11 @@ def test_a_first_fetch_is_told_and_can_be_left(tmp_path: Path, arguments: tuple[
             assert process.stderr is not None
             assert "downloading the model from the index" in process.stderr.readline()
             [pip] = psutil.Process(process.pid).children()
-            process.send_signal(signal.SIGINT)
-            _, rest = process.communicate(timeout=60)
+            silent.settimeout(60)
+            asking, _ = silent.accept()  # pip waits for an answer now
+            with asking:
+                process.send_signal(signal.SIGINT)
+                _, rest = process.communicate(timeout=60)
     assert process.returncode == status
     assert rest == ""
     assert not pip.is_running()
