@@ -216,7 +216,7 @@ class EngineConformance:
         assert len({output.text for output in response.outputs}) == 1, "greedy choices of one prompt are equal"
 
     async def test_a_seed_makes_sampling_reproducible(self, engine: Engine) -> None:
-        # Without top_k a draw may fall among tokens so unlikely that rounding, which a cached prefix changes, picks one.
+        # Without top_k a draw may fall among tokens so unlikely that rounding, which a cached prefix changes, decides.
         sampling = {"temperature": 1.0, "top_k": 20, "seed": 1234, "max_tokens": 16}
         first = await self.answer(engine, self.request(engine, sampling=sampling))
         again = await self.answer(engine, self.request(engine, sampling=sampling))
