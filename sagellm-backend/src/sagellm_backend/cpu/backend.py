@@ -1,4 +1,7 @@
-"""The operations of the default backend, each in as few torch calls as it takes.
+"""The operations of the default backend, each in as few torch calls as it takes, or in native kernels.
+
+Computing in BF16 with native kernels at hand, weights are theirs: block formats stay quantised, and a decoder's whole
+step is one call. In float32 everything is torch's, and exact.
 
 A torch call costs 2 to 5 microseconds and a decode step of a small model makes hundreds, so their number matters as
 much as what they do; calls that mix element types are avoided because torch runs those element by element. Knows
@@ -8,7 +11,7 @@ nothing of models, requests or scheduling.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,21 +23,25 @@ from sagellm_backend.paged import PagedKV
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from sagellm_protocol.backend import (
     AttentionBatch,
+    FusableUnit,
     RawWeight,
     RopeSpec,
     RowLogprobs,
     Sampled,
     SamplingBatch,
+    WeightFormat,
     WeightUse,
 )
 from sagellm_protocol.devices import BackendCapabilities, DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from . import attention, sampling, weights
+from . import attention, native, sampling, weights
+from .native import NativeMatrix
 from .plan import StepPlan, plan_step
 from .rotary import Rotary
 from .weights import CpuWeight
 
+_PLAIN = (WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16)
 _NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -43,8 +50,10 @@ class CpuBackend(TorchBackend):
 
     name = "cpu"
 
-    def __init__(self, dtype: DType) -> None:
+    def __init__(self, dtype: DType, kernels: native.Library | None = None) -> None:
         self.dtypes = (dtype, *(other for other in offered_dtypes() if other is not dtype))
+        self._kernels = kernels
+        self._store = native.MatrixStore()
         self._rotary = Rotary()
         self._norm_floors: dict[tuple[int, float], torch.Tensor] = {}
 
@@ -57,6 +66,9 @@ class CpuBackend(TorchBackend):
             dtypes=self.dtypes,
             kv_dtypes=self.dtypes,
             weight_formats=tuple(kind.value for kind in formats.DECODERS),
+            kept_quantized=tuple(kind.value for kind in native.KINDS) if self._kernels else (),
+            fused_units=("decoder",) if self._kernels else (),
+            native_kernels=self._kernels.build if self._kernels else None,
             collectives=collectives.available_transports(),
             rank=10,
         )
@@ -71,33 +83,41 @@ class CpuBackend(TorchBackend):
         use: WeightUse = WeightUse.LINEAR,
         bias: Sequence[RawWeight] = (),
         quantization: str | None = None,
-    ) -> CpuWeight:
-        """Expand to ``dtype`` and pack for multiplication; tables stay as their file holds them."""
+    ) -> CpuWeight | NativeMatrix:
+        """Lay it out for native kernels, or expand it to ``dtype`` and pack it for oneDNN."""
         self.check_dtype(dtype)
         self.check_quantization(quantization)
+        stored = [(part, formats.format_of(part, self.name)) for part in parts]
+        biases = [self.tensor(part, dtype) for part in bias]
+        # A table that is only looked up is left in its file's pages, unless the kernels can keep it as small.
+        packable = use is not WeightUse.EMBEDDING or all(kind in native.KINDS or kind in _PLAIN for _, kind in stored)
+        if self._kernels is not None and dtype is DType.BFLOAT16 and packable:
+            return NativeMatrix(self._kernels, self._store, stored, torch.cat(biases) if biases else None)
         return weights.pack(
-            [(part, formats.format_of(part, self.name)) for part in parts],
+            stored,
             dtype,
-            [self.tensor(part, dtype) for part in bias],
+            biases,
             multiplied=use is not WeightUse.EMBEDDING,
             looked_up=use is not WeightUse.LINEAR,
         )
 
-    def linear(self, x: torch.Tensor, weight: CpuWeight, adapters: Any = None) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: CpuWeight | NativeMatrix, adapters: Any = None) -> torch.Tensor:
         """``x @ weight.T + bias``."""
         if adapters is not None:
             self.check_adapters(adapters)
-        if x.dtype != weight.dtype:
+        if isinstance(weight, CpuWeight) and x.dtype != weight.dtype:
             return weight.linear(x.to(weight.dtype)).to(x.dtype)
         return weight.linear(x)
 
-    def embedding(self, ids: torch.Tensor, weight: CpuWeight, dtype: DType) -> torch.Tensor:
+    def embedding(self, ids: torch.Tensor, weight: CpuWeight | NativeMatrix, dtype: DType) -> torch.Tensor:
         """Rows of a table."""
-        if weight.table is None:
-            raise SageLLMError(
-                ErrorCode.INTERNAL, "this weight was packed for multiplication only; pack it with use=embedding"
-            )
-        return weight.table.rows(ids, TORCH[dtype])
+        return weight.rows(ids, TORCH[dtype])
+
+    def fuse(self, unit: FusableUnit) -> Callable[..., torch.Tensor] | None:
+        """A decoder whose parts the native kernels know."""
+        if self._kernels is None or unit.kind != "decoder":
+            return None
+        return native.fuse_decoder(self._kernels, unit)
 
     # -- norms, activations, rotation ---------------------------------------------------------------------------------
 
@@ -145,8 +165,8 @@ class CpuBackend(TorchBackend):
         self,
         x: torch.Tensor,
         router_logits: torch.Tensor,
-        gate_up: Sequence[CpuWeight],
-        down: Sequence[CpuWeight],
+        gate_up: Sequence[CpuWeight | NativeMatrix],
+        down: Sequence[CpuWeight | NativeMatrix],
         top_k: int,
         renormalize: bool,
     ) -> torch.Tensor:
@@ -224,4 +244,4 @@ def create(device: str | None = None, *, dtype: str = "auto", threads: int | Non
         )
     preferred = parse_dtype(dtype, offered_dtypes(), CpuBackend.name)
     use_threads(threads)
-    return CpuBackend(preferred)
+    return CpuBackend(preferred, native.load())

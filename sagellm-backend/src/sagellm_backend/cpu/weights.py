@@ -14,6 +14,7 @@ from sagellm_backend import formats
 from sagellm_backend.dtypes import TORCH
 from sagellm_protocol.backend import RawWeight, WeightFormat
 from sagellm_protocol.devices import DType
+from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 _ROWS_HINT = 16
 """Rows that oneDNN lays a weight out for. Measured from 1 to 1,024 rows: 16 is within noise of the best at each."""
@@ -69,7 +70,7 @@ class CpuWeight:
         self.dtype = dtype
         self._packed = packed
         self._bias = bias
-        self.table = table
+        self._table = table
         self.nbytes = (
             (torch.ops.mkldnn._nbytes(packed) if packed is not None else 0)
             + (bias.nbytes if bias is not None else 0)
@@ -80,6 +81,18 @@ class CpuWeight:
         """``[T, E]`` of this weight's dtype to ``[T, O]``."""
         product: torch.Tensor = _linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return product
+
+    def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """``[T]`` to ``[T, E]`` of ``dtype``.
+
+        Raises:
+            SageLLMError: ``INTERNAL`` when it was packed without its table.
+        """
+        if self._table is None:
+            raise SageLLMError(
+                ErrorCode.INTERNAL, "this weight was packed for multiplication only; pack it with use=embedding"
+            )
+        return self._table.rows(ids, dtype)
 
 
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise.default

@@ -1,0 +1,281 @@
+// A decoder's whole step in one parallel region: embedding, layers, last norm.
+#include <math.h>
+#include <string.h>
+
+#include <vector>
+
+#include "attention.h"
+#include "team.h"
+#include "vec.h"
+
+namespace sage {
+namespace {
+
+struct Buffers {
+    float *x, *q, *attended, *partials, *trig;
+    int32_t* slots;  // of each group, [T]
+    Rows of_hidden, of_attended, of_inner;
+};
+
+struct StepJob {
+    const Kernels* k;
+    const SageDecoder* d;
+    const SageStep* step;
+    float* out;
+    Phases::Slot* slots;
+    Buffers b;
+    Buffers* own;  // of each thread: rows for few tokens
+    const Plan* plans;  // of each layer's window, see plan_of
+    const int* plan_of;
+    int groups;
+};
+
+void rotate(float* v, const float* trig, int rotary, int interleaved) {
+    const int half = rotary / 2;
+    const float *cosine = trig, *sine = trig + half;
+    if (interleaved) {
+        for (int i = 0; i < half; i++) {
+            const float a = v[2 * i], b = v[2 * i + 1];
+            v[2 * i] = a * cosine[i] - b * sine[i];
+            v[2 * i + 1] = b * cosine[i] + a * sine[i];
+        }
+        return;
+    }
+    for (int i = 0; i < half; i++) {
+        const float a = v[i], b = v[i + half];
+        v[i] = a * cosine[i] - b * sine[i];
+        v[i + half] = b * cosine[i] + a * sine[i];
+    }
+}
+
+void store_row(int type, void* plane, long at, const float* v, int dim) {
+    if (type == SAGE_TYPE_F32) {
+        memcpy(static_cast<float*>(plane) + at, v, size_t(dim) * 4);
+    } else {
+        for (int d = 0; d < dim; d += kLanes) store_bf16(static_cast<uint16_t*>(plane) + at + d, load(v + d));
+    }
+}
+
+void step_body(void* context, int rank, int size) {
+    const StepJob& job = *static_cast<StepJob*>(context);
+    const SageDecoder& d = *job.d;
+    const SageStep& step = *job.step;
+    const Kernels& k = *job.k;
+    const int tokens = step.tokens, hidden = d.hidden, inner = d.inner, dim = d.head_dim, width = d.heads * dim;
+    const bool own = tokens <= kPrivateRows;
+    const int tiles = ceil_div(tokens, kTileRows), row_pieces = ceil_div(tokens, kPrepareRows);
+    Buffers b = job.b;
+    if (own) {
+        b.of_hidden = job.own[rank].of_hidden;
+        b.of_attended = job.own[rank].of_attended;
+    }
+    Phases phases(job.slots, size);
+    alignas(64) float buffer[2 * kTileRows * 4 * kLanes];
+    std::vector<float> normed(size_t(larger(hidden, width)));
+
+    const auto rows_of_piece = [&](int i, const auto& work) {
+        for (int t = i * kPrepareRows; t < smaller(tokens, (i + 1) * kPrepareRows); t++) work(t);
+    };
+    // Prepare rows for a matrix: by everyone for itself when they are few and work is claimed, else as a phase.
+    bool ready = false;
+    const auto prepare_phase = [&](const auto& one) {
+        ready = !own;
+        if (!own) phases.run(row_pieces, [&](int i) { rows_of_piece(i, one); });
+    };
+    const auto before_work = [&](const auto& one) {
+        if (ready) return;
+        for (int t = 0; t < tokens; t++) one(t);
+        ready = true;
+    };
+
+    phases.run(row_pieces, [&](int i) {
+        rows_of_piece(i, [&](int t) {
+            sage_embedding(d.embedding, step.ids + t, 1, b.x + long(t) * hidden);
+            float* trig = b.trig + long(t) * d.rotary_dim;
+            for (int j = 0; j < d.rotary_dim / 2; j++) {
+                const float angle = float(step.positions[t]) * d.inv_freq[j];
+                trig[j] = cosf(angle) * d.attention_factor;
+                trig[d.rotary_dim / 2 + j] = sinf(angle) * d.attention_factor;
+            }
+        });
+    });
+
+    for (int number = 0; number < d.layers; number++) {
+        const SageLayer& layer = d.layer[number];
+        const auto norm_rows = [&](const float* weight, int kind) {
+            return [&, weight, kind](int t) {
+                k.rms_norm(b.x + long(t) * hidden, weight, hidden, layer.eps, normed.data());
+                k.prepare(kind, normed.data(), hidden, t, t + 1, &b.of_hidden);
+            };
+        };
+
+        // Queries, keys and values, head by head: normalised, turned, and put where attention reads them.
+        const auto for_qkv = norm_rows(layer.input_norm, layer.qkv->kind);
+        prepare_phase(for_qkv);
+        const int all_heads = d.heads + 2 * d.kv_heads, head_groups = dim / kLanes;
+        const int32_t* slots = b.slots + long(layer.group) * tokens;
+        phases.run(all_heads * tiles, [&](int i) {
+            before_work(for_qkv);
+            const int head = i % all_heads;
+            const int t0 = (i / all_heads) * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+            for (int from = t0; from < t1; from += smaller(kTileRows, 2 * kTileRows * 64 / dim)) {
+                const int to = smaller(t1, from + smaller(kTileRows, 2 * kTileRows * 64 / dim));
+                k.linear(layer.qkv, head * head_groups, (head + 1) * head_groups, &b.of_hidden, from, to, buffer, dim);
+                for (int t = from; t < to; t++) {
+                    float* v = buffer + long(t - from) * dim;
+                    const bool query = head < d.heads, key = !query && head < d.heads + d.kv_heads;
+                    if (query && layer.q_norm != nullptr) k.rms_norm(v, layer.q_norm, dim, layer.eps, v);
+                    if (key && layer.k_norm != nullptr) k.rms_norm(v, layer.k_norm, dim, layer.eps, v);
+                    if (query || key) rotate(v, b.trig + long(t) * d.rotary_dim, d.rotary_dim, d.interleaved);
+                    if (query) {
+                        float* q = b.q + long(t) * width + head * dim;
+                        for (int j = 0; j < dim; j++) q[j] = v[j] * layer.scale;
+                    } else {
+                        const int h = key ? head - d.heads : head - d.heads - d.kv_heads;
+                        void* plane = key ? step.keys[number] : step.values[number];
+                        store_row(step.kv_type, plane, h * step.head_stride + long(slots[t]) * dim, v, dim);
+                    }
+                }
+            }
+        });
+
+        const Plan& plan = job.plans[job.plan_of[number]];
+        const AttentionJob attention = {&k,
+                                        {d.heads, d.kv_heads, dim, layer.window},
+                                        &step,
+                                        step.tables[layer.group],
+                                        step.keys[number],
+                                        step.values[number],
+                                        b.q,
+                                        b.attended,
+                                        &plan,
+                                        b.partials};
+        phases.run(int(plan.pieces.size()), [&](int i) { attend_piece(attention, plan.pieces[size_t(i)]); });
+
+        // Output projection, added to the residual stream in place.
+        const auto add = [&](const SageMatrix* m, const Rows* rows, const auto& first) {
+            const int groups = groups_of(m->rows), wide = own ? 2 : 4, pieces = ceil_div(groups, wide);
+            phases.run(pieces * tiles, [&](int i) {
+                first();
+                const int g0 = (i % pieces) * wide, g1 = smaller(groups, g0 + wide), ld = (g1 - g0) * kLanes;
+                const int t0 = (i / pieces) * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+                k.linear(m, g0, g1, rows, t0, t1, buffer, ld);
+                for (int t = t0; t < t1; t++) {
+                    float* x = b.x + long(t) * hidden + g0 * kLanes;
+                    const float* y = buffer + long(t - t0) * ld;
+                    for (int j = 0; j < ld; j += kLanes) store(x + j, load(x + j) + load(y + j));
+                }
+            });
+        };
+        const auto for_out = [&](int t) {
+            const float* from = b.attended + long(t) * width;
+            if (plan.split_of[size_t(t)] >= 0) {
+                join_splits(attention, t, normed.data());
+                from = normed.data();
+            }
+            k.prepare(layer.out->kind, from, width, t, t + 1, &b.of_attended);
+        };
+        prepare_phase(for_out);
+        add(layer.out, &b.of_attended, [&] { before_work(for_out); });
+
+        // Gate and up in step, so that each piece ends as whole blocks of what the last matrix reads.
+        const auto for_mlp = norm_rows(layer.post_norm, layer.gate_up->kind);
+        prepare_phase(for_mlp);
+        const int blocks = inner / kBlock, up = inner / kLanes;
+        phases.run(blocks * tiles, [&](int i) {
+            before_work(for_mlp);
+            const int block = i % blocks;
+            const int t0 = (i / blocks) * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+            float* ups = buffer + kTileRows * kBlock;
+            k.linear(layer.gate_up, block * 2, block * 2 + 2, &b.of_hidden, t0, t1, buffer, kBlock);
+            k.linear(layer.gate_up, up + block * 2, up + block * 2 + 2, &b.of_hidden, t0, t1, ups, kBlock);
+            k.silu_mul(buffer, ups, (t1 - t0) * kBlock);
+            for (int t = t0; t < t1; t++) k.prepare_block(layer.down->kind, buffer + (t - t0) * kBlock, t, block, &b.of_inner);
+        });
+        add(layer.down, &b.of_inner, [] {});
+    }
+    phases.run(row_pieces, [&](int i) {
+        rows_of_piece(i, [&](int t) { k.rms_norm(b.x + long(t) * hidden, d.norm, hidden, d.eps, job.out + long(t) * hidden); });
+    });
+}
+
+}  // namespace
+}  // namespace sage
+
+using namespace sage;
+
+int sage_decoder_run(int level, int threads, const SageDecoder* d, const SageStep* step, float* out) {
+    const int tokens = step->tokens;
+    if (tokens == 0) return 0;
+    for (int t = 0; t < tokens; t++) {
+        if (step->ids[t] < 0 || step->ids[t] >= d->embedding->rows) return -2;
+    }
+    StepJob job{};
+    job.k = &kernels(level);
+    job.d = d;
+    job.step = step;
+    job.out = out;
+    // Layers of one window share a plan.
+    std::vector<Plan> plans;
+    std::vector<int> windows, plan_of(static_cast<size_t>(d->layers));
+    int groups = 1, partials = 0;
+    for (int i = 0; i < d->layers; i++) {
+        size_t at = 0;
+        while (at < windows.size() && windows[at] != d->layer[i].window) at++;
+        if (at == windows.size()) {
+            windows.push_back(d->layer[i].window);
+            plans.push_back(plan_attention({d->heads, d->kv_heads, d->head_dim, d->layer[i].window}, *step, threads));
+            partials = larger(partials, plans.back().partials);
+        }
+        plan_of[size_t(i)] = int(at);
+        groups = larger(groups, d->layer[i].group + 1);
+    }
+    job.plans = plans.data();
+    job.plan_of = plan_of.data();
+    job.groups = groups;
+    const int width = d->heads * d->head_dim, phases = 2 + 8 * d->layers;
+    const bool own = tokens <= kPrivateRows;
+    std::vector<Buffers> owned(size_t(larger(1, threads)));
+    Arena arena;
+    Buffers& b = job.b;
+    // Preparation is shared by layers whose matrices may differ in kind: room for either.
+    const auto rows_for = [&](int cols, int count) {
+        Rows rows = take_rows(arena, SAGE_Q8_0, count, cols);
+        rows.h = take_rows(arena, SAGE_BF16, count, cols).h;
+        return rows;
+    };
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == 1 && !arena.allocate()) return -1;
+        job.slots = arena.take<Phases::Slot>(size_t(phases));
+        b.x = arena.take<float>(size_t(tokens) * d->hidden);
+        b.q = arena.take<float>(size_t(tokens) * width);
+        b.attended = arena.take<float>(size_t(tokens) * width);
+        b.partials = arena.take<float>(size_t(partials) * partial_floats(d->head_dim));
+        b.trig = arena.take<float>(size_t(tokens) * d->rotary_dim);
+        b.slots = arena.take<int32_t>(size_t(tokens) * groups);
+        b.of_inner = rows_for(d->inner, tokens);
+        if (own) {
+            for (Buffers& mine : owned) {
+                mine.of_hidden = rows_for(d->hidden, tokens);
+                mine.of_attended = rows_for(width, tokens);
+            }
+        } else {
+            b.of_hidden = rows_for(d->hidden, tokens);
+            b.of_attended = rows_for(width, tokens);
+        }
+    }
+    job.own = owned.data();
+    memset(static_cast<void*>(job.slots), 0, size_t(phases) * sizeof(Phases::Slot));
+    for (int g = 0; g < groups; g++) {
+        int t = 0;
+        for (int s = 0; s < step->sequences; s++) {
+            const int32_t* table = step->tables[g] + long(s) * step->table_stride;
+            for (int i = 0; i < step->query_lens[s]; i++, t++) {
+                const int position = step->context_lens[s] - step->query_lens[s] + i;
+                b.slots[long(g) * tokens + t] = table[position / step->block_size] * step->block_size + position % step->block_size;
+            }
+        }
+    }
+    on_team(threads, step_body, &job);
+    return 0;
+}

@@ -1,0 +1,60 @@
+// Any processor: plain C++ that the compiler vectorises as far as it can.
+#pragma once
+#include <math.h>
+#include "vec.h"
+
+namespace sage {
+namespace {
+
+struct Bytes {
+    uint8_t b[64];
+};
+
+SAGE_INLINE Bytes load_bytes(const uint8_t* p) {
+    Bytes v;
+    memcpy(v.b, p, 64);
+    return v;
+}
+SAGE_INLINE Bytes low_nibbles(Bytes v) {
+    for (int i = 0; i < 64; i++) v.b[i] &= 15;
+    return v;
+}
+SAGE_INLINE Bytes high_nibbles(Bytes v) {
+    for (int i = 0; i < 64; i++) v.b[i] >>= 4;
+    return v;
+}
+SAGE_INLINE I16 dot_full(I16 acc, const Bytes& w, int32_t x) {
+    int8_t q[4];
+    memcpy(q, &x, 4);
+    int32_t sums[16];
+    for (int i = 0; i < 16; i++) {
+        sums[i] = w.b[4 * i] * q[0] + w.b[4 * i + 1] * q[1] + w.b[4 * i + 2] * q[2] + w.b[4 * i + 3] * q[3];
+    }
+    I16 v;
+    memcpy(&v, sums, 64);
+    return acc + v;
+}
+SAGE_INLINE I16 dot_small(I16 acc, const Bytes& w, int32_t x) { return dot_full(acc, w, x); }
+SAGE_INLINE F16 dot_bf16(F16 acc, U16 w, uint32_t x) {
+    acc += (F16)(w << 16) * from_bf16(uint16_t(x));
+    return acc + (F16)(w & 0xffff0000u) * from_bf16(uint16_t(x >> 16));
+}
+SAGE_INLINE F16 load_half(const uint8_t* p) {
+    // The exponent is moved by a product, which makes subnormals right too; infinities stay out of weights.
+    const U16 h = __builtin_convertvector(*reinterpret_cast<const H16u*>(p), U16);
+    const F16 magnitude = (F16)((h & 0x7fffu) << 13) * 5.192296858534828e33f;
+    return (F16)((U16)magnitude | ((h & 0x8000u) << 16));
+}
+SAGE_INLINE void store_quants(int8_t* p, F16 x) {
+    for (int i = 0; i < 16; i++) p[i] = int8_t(lrintf(x[i]));
+}
+SAGE_INLINE void transpose(U16 (&r)[16]) {
+    uint32_t a[16][16];
+    for (int i = 0; i < 16; i++) {
+        for (int j = 0; j < 16; j++) a[j][i] = r[i][j];
+    }
+    memcpy(r, a, sizeof a);
+}
+
+}  // namespace
+}  // namespace sage

@@ -1,0 +1,117 @@
+// The C interface of the CPU kernels: plain structs and pointers, no torch, no Python.
+//
+// Letters: T rows (tokens), O output features, E input features, S sequences, P tokens of a block, D head size.
+#ifndef SAGELLM_NATIVE_H
+#define SAGELLM_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+#define SAGE_API __attribute__((visibility("default")))
+#define SAGE_ABI 1
+
+// How a matrix is kept. Rows are interleaved in groups of 16, so that one vector holds the same columns of 16 rows.
+enum SageKind { SAGE_Q4_0 = 0, SAGE_Q4_1 = 1, SAGE_Q8_0 = 2, SAGE_BF16 = 3 };
+
+// What bytes a checkpoint holds: the kinds above as GGUF lays them out, and plain numbers.
+enum SageSource { SAGE_FROM_Q4_0 = 0, SAGE_FROM_Q4_1 = 1, SAGE_FROM_Q8_0 = 2, SAGE_FROM_BF16 = 3, SAGE_FROM_F32 = 4 };
+
+enum SageType { SAGE_TYPE_F32 = 0, SAGE_TYPE_BF16 = 1 };
+
+// Instruction sets, each a superset of the one before.
+enum SageLevel { SAGE_PORTABLE = 0, SAGE_AVX2 = 1, SAGE_AVX512 = 2 };
+
+typedef struct {
+    int32_t kind;         // SageKind
+    int32_t rows;         // O
+    int32_t cols;         // E
+    int32_t unused;
+    const uint8_t* data;  // sage_matrix_bytes, aligned to 64
+    const float* bias;    // [O] or null
+} SageMatrix;
+
+typedef struct {
+    const SageMatrix* qkv;      // [(Hq + 2 Hkv) D, E]
+    const SageMatrix* out;      // [E, Hq D]
+    const SageMatrix* gate_up;  // [2 I, E], gate first
+    const SageMatrix* down;     // [E, I]
+    const float* input_norm;    // [E]
+    const float* post_norm;     // [E]
+    const float* q_norm;        // [D] or null
+    const float* k_norm;        // [D] or null
+    float eps;
+    float scale;
+    int32_t window;             // tokens back that are visible, 0 for all
+    int32_t group;              // which block tables are its own
+} SageLayer;
+
+typedef struct {
+    int32_t layers;
+    int32_t hidden;        // E
+    int32_t inner;         // I
+    int32_t heads;         // Hq
+    int32_t kv_heads;      // Hkv
+    int32_t head_dim;      // D
+    int32_t rotary_dim;    // 0 for no rotation
+    int32_t interleaved;   // pairs are (0, 1), (2, 3), ...
+    float attention_factor;
+    float eps;             // of the last norm
+    const float* inv_freq; // [rotary_dim / 2]
+    const float* norm;     // [E]
+    const SageMatrix* embedding;
+    const SageLayer* layer;
+} SageDecoder;
+
+typedef struct {
+    int32_t tokens;                 // T
+    int32_t sequences;              // S
+    int32_t block_size;             // P
+    int32_t kv_type;                // SageType
+    const int32_t* ids;             // [T]
+    const int32_t* positions;       // [T]
+    const int32_t* query_lens;      // [S]
+    const int32_t* context_lens;    // [S], this step's tokens included
+    const int32_t* const* tables;   // of each group, [S, table_stride]
+    int32_t table_stride;
+    int32_t unused;
+    void* const* keys;              // of each layer, [Hkv, N * P, D]
+    void* const* values;            // likewise
+    int64_t head_stride;            // elements between heads
+} SageStep;
+
+typedef struct {
+    int32_t heads, kv_heads, head_dim, window;
+    float scale;
+    int32_t group;
+} SageAttention;
+
+SAGE_API int sage_abi(void);
+// The best level this processor offers.
+SAGE_API int sage_best_level(void);
+// Entry points of the OpenMP runtime whose threads are to be shared; without them everything runs on the caller.
+SAGE_API void sage_use_openmp(void* gomp_parallel, void* omp_get_thread_num, void* omp_get_num_threads);
+
+SAGE_API size_t sage_matrix_bytes(int kind, int rows, int cols);
+// Lay `count` rows of a checkpoint's bytes out as rows `first`.. of a matrix; bf16 takes any source, others their own.
+SAGE_API int sage_pack(const SageMatrix* matrix, uint8_t* data, int source, const void* rows, int first, int count);
+
+// out = x @ matrix.T + bias: [T, E] to [T, O].
+SAGE_API int sage_linear(int level, int threads, const SageMatrix* matrix, int type, const void* x, int tokens,
+                         int out_type, void* out);
+// Rows of a table: [T] to [T, E] float.
+SAGE_API void sage_embedding(const SageMatrix* table, const int32_t* ids, int tokens, float* out);
+// Attend to cached keys and values that are already written: q [T, Hq, D] float to out [T, Hq, D] float.
+SAGE_API int sage_attention(int level, int threads, const SageAttention* what, const SageStep* step, int layer,
+                            const float* q, float* out);
+
+// A whole step: ids to hidden states after the last norm, [T, E] float. -1 when memory is short, -2 for an unknown id.
+SAGE_API int sage_decoder_run(int level, int threads, const SageDecoder* decoder, const SageStep* step, float* out);
+
+#if defined(__cplusplus)
+}
+#endif
+#endif

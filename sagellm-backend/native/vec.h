@@ -1,0 +1,84 @@
+// Vectors of 16 by the compiler's vector extensions, which every instruction set lowers to its own registers.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+namespace sage {
+namespace {
+
+typedef float F16 __attribute__((vector_size(64)));
+typedef int32_t I16 __attribute__((vector_size(64)));
+typedef uint32_t U16 __attribute__((vector_size(64)));
+typedef float F16u __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t U16u __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t H16u __attribute__((vector_size(32), aligned(2), may_alias));
+
+#define SAGE_INLINE static inline __attribute__((always_inline))
+
+SAGE_INLINE F16 load(const float* p) { return *reinterpret_cast<const F16u*>(p); }
+SAGE_INLINE void store(float* p, F16 v) { *reinterpret_cast<F16u*>(p) = v; }
+SAGE_INLINE F16 splat(float x) { return F16{} + x; }
+SAGE_INLINE F16 max16(F16 a, F16 b) { return a > b ? a : b; }
+SAGE_INLINE F16 min16(F16 a, F16 b) { return a < b ? a : b; }
+SAGE_INLINE F16 abs16(F16 a) { return (F16)((U16)a & 0x7fffffffu); }
+SAGE_INLINE float from_bf16(uint16_t h) {
+    const uint32_t bits = uint32_t(h) << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+SAGE_INLINE F16 load_bf16(const uint16_t* p) {
+    return (F16)(__builtin_convertvector(*reinterpret_cast<const H16u*>(p), U16) << 16);
+}
+SAGE_INLINE U16 round_bf16(F16 x) {
+    const U16 bits = (U16)x;
+    return (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+}
+SAGE_INLINE void store_bf16(uint16_t* p, F16 x) {
+    *reinterpret_cast<H16u*>(p) = __builtin_convertvector(round_bf16(x), H16u);
+}
+SAGE_INLINE uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+typedef float F8 __attribute__((vector_size(32)));
+typedef float F4 __attribute__((vector_size(16)));
+SAGE_INLINE F8 low(F16 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+SAGE_INLINE F8 high(F16 v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+SAGE_INLINE F4 low(F8 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
+SAGE_INLINE F4 high(F8 v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
+SAGE_INLINE float add_up(F16 v) {
+    const F8 a = low(v) + high(v);
+    const F4 b = low(a) + high(a);
+    return (b[0] + b[2]) + (b[1] + b[3]);
+}
+SAGE_INLINE float largest(F16 v) {
+    const F8 l = low(v), h = high(v), a = l > h ? l : h;
+    const F4 m = low(a), n = high(a), b = m > n ? m : n;
+    const float x = b[0] > b[1] ? b[0] : b[1], y = b[2] > b[3] ? b[2] : b[3];
+    return x > y ? x : y;
+}
+
+// exp of x <= 88; below -87 it is 0. Cody and Waite's reduction, then the Taylor series to degree 6 over half an octave.
+SAGE_INLINE F16 exp16(F16 x) {
+    const F16 kept = max16(x, splat(-87.0f));
+    const F16 magic = splat(12582912.0f);
+    const F16 n = (kept * 1.44269504088896341f + magic) - magic;
+    const F16 r = (kept - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
+    F16 p = splat(1.0f / 720.0f);
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const I16 power = (__builtin_convertvector(n, I16) + 127) << 23;
+    const F16 y = p * (F16)power;
+    return x < splat(-87.0f) ? F16{} : y;
+}
+
+}  // namespace
+}  // namespace sage

@@ -1,0 +1,64 @@
+"""The structs of ``native/sagellm_native.h``, field by field. What a field holds is written there."""
+
+from __future__ import annotations
+
+import ctypes
+
+ABI = 1
+"""Version of the interface these structs describe; a library of another is not used."""
+
+
+def _pointers(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+def _ints(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_int32) for name in names]
+
+
+def _floats(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_float) for name in names]
+
+
+class Matrix(ctypes.Structure):
+    """``SageMatrix``."""
+
+    _fields_ = [*_ints("kind", "rows", "cols", "unused"), *_pointers("data", "bias")]
+
+
+class Layer(ctypes.Structure):
+    """``SageLayer``."""
+
+    _fields_ = [
+        *_pointers("qkv", "out", "gate_up", "down", "input_norm", "post_norm", "q_norm", "k_norm"),
+        *_floats("eps", "scale"),
+        *_ints("window", "group"),
+    ]
+
+
+class Decoder(ctypes.Structure):
+    """``SageDecoder``."""
+
+    _fields_ = [
+        *_ints("layers", "hidden", "inner", "heads", "kv_heads", "head_dim", "rotary_dim", "interleaved"),
+        *_floats("attention_factor", "eps"),
+        *_pointers("inv_freq", "norm", "embedding", "layer"),
+    ]
+
+
+class Step(ctypes.Structure):
+    """``SageStep``."""
+
+    _fields_ = [
+        *_ints("tokens", "sequences", "block_size", "kv_type"),
+        *_pointers("ids", "positions", "query_lens", "context_lens", "tables"),
+        *_ints("table_stride", "unused"),
+        *_pointers("keys", "values"),
+        ("head_stride", ctypes.c_int64),
+    ]
+
+
+class Attention(ctypes.Structure):
+    """``SageAttention``."""
+
+    _fields_ = [*_ints("heads", "kv_heads", "head_dim", "window"), *_floats("scale"), *_ints("group")]

@@ -1,0 +1,279 @@
+"""Native kernels against the readable backend: every instruction set that runs here, one thread and two, odd sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sagellm_backend import formats, reference
+from sagellm_backend.cpu import CpuBackend, native
+from sagellm_backend.cpu.native.library import AVX2, AVX512, PORTABLE
+from sagellm_protocol.backend import AttentionBatch, FusableUnit, KVSpec, RawWeight, RopeSpec, WeightFormat, WeightUse
+from sagellm_protocol.devices import DType
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+from weights import f32
+
+kernels = native.load()
+pytestmark = pytest.mark.skipif(kernels is None, reason="the package was built without native kernels")
+LEVELS = [level for level in (PORTABLE, AVX2, AVX512) if kernels is not None and level <= kernels.level]
+BLOCK_BYTES = {WeightFormat.Q4_0: 18, WeightFormat.Q4_1: 20, WeightFormat.Q8_0: 34}
+HIDDEN, INNER, HEADS, KV_HEADS, DIM, VOCABULARY, LAYERS = 96, 160, 6, 2, 16, 50, 3
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def blocks(kind: WeightFormat, rows: int, cols: int, seed: int = 0) -> RawWeight:
+    """Random blocks of a format, with scales such that elements are of the order of 0.1."""
+    dice = np.random.default_rng(seed)
+    raw = dice.integers(0, 256, (rows, cols // 32, BLOCK_BYTES[kind]), dtype=np.uint8)
+    span = 2e-3 if kind is WeightFormat.Q8_0 else 2e-2
+    scale = (dice.random((rows, cols // 32), dtype=np.float32) * span).astype(np.float16)
+    raw[..., :2] = scale[..., None].view(np.uint8)
+    if kind is WeightFormat.Q4_1:
+        offset = (dice.random((rows, cols // 32), dtype=np.float32) * -0.15).astype(np.float16)
+        raw[..., 2:4] = offset[..., None].view(np.uint8)
+    return RawWeight("random", kind.value, (rows, cols), raw.tobytes())
+
+
+def raw_weight(kind: WeightFormat, rows: int, cols: int, seed: int = 0) -> RawWeight:
+    return blocks(kind, rows, cols, seed) if kind in BLOCK_BYTES else f32(rows, cols, seed=seed, scale=0.1)
+
+
+def quantized(x: torch.Tensor) -> torch.Tensor:
+    """Activations as the kernels take them: 8 bits by blocks of 32."""
+    split = x.float().unflatten(1, (-1, 32))
+    largest = split.abs().amax(-1, keepdim=True)
+    return (split * (127 / largest)).round().mul(largest / 127).flatten(1)
+
+
+def pack(*parts: RawWeight, bias: torch.Tensor | None = None) -> native.NativeMatrix:
+    stored = [(part, WeightFormat(part.format)) for part in parts]
+    return native.NativeMatrix(kernels, native.MatrixStore(), stored, bias)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", [*BLOCK_BYTES, WeightFormat.F32])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 6, 7, 11, 101])
+def test_linear_multiplies_what_the_blocks_hold(level, kind, rows, threads):
+    parts = [raw_weight(kind, 37, 96, 1), raw_weight(kind, 5, 96, 2)]
+    bias = torch.randn(42)
+    matrix = pack(*parts, bias=bias)
+    assert matrix.quantized is (kind in BLOCK_BYTES)
+    x = torch.randn(rows, 96)
+    truth = torch.cat([formats.expand(part, kind, torch.float32) for part in parts])
+    met, truth = (quantized(x), truth) if kind in BLOCK_BYTES else (x.bfloat16().float(), truth.bfloat16().float())
+    for count in (1, 2):
+        threads(count)
+        torch.testing.assert_close(matrix.linear(x, level), met @ truth.T + bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_linear_takes_rows_that_are_no_whole_blocks_when_weights_are_plain(level):
+    matrix = pack(f32(33, 47, seed=1))
+    x = torch.randn(3, 47)
+    truth = formats.expand(f32(33, 47, seed=1), WeightFormat.F32, torch.bfloat16).float()
+    torch.testing.assert_close(matrix.linear(x, level), x.bfloat16().float() @ truth.T, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_of_different_formats_are_stacked_as_bf16():
+    parts = [blocks(WeightFormat.Q4_0, 17, 64), blocks(WeightFormat.Q8_0, 9, 64)]
+    matrix = pack(*parts)
+    truth = torch.cat([formats.expand(p, WeightFormat(p.format), torch.float32) for p in parts]).bfloat16().float()
+    assert not matrix.quantized
+    x = torch.randn(2, 64).bfloat16().float()
+    torch.testing.assert_close(matrix.linear(x), x @ truth.T, rtol=1e-4, atol=1e-4)
+
+
+def test_quantised_weights_take_no_more_bytes_than_their_file():
+    for kind in BLOCK_BYTES:
+        raw = blocks(kind, 64, 96)
+        assert pack(raw).nbytes == len(raw.data)
+
+
+@pytest.mark.parametrize("kind", [*BLOCK_BYTES, WeightFormat.F32])
+def test_a_table_gives_back_exactly_what_was_packed(kind):
+    raw = raw_weight(kind, 37, 64)
+    ids = torch.tensor([0, 36, 16, 15])
+    truth = formats.expand(raw, kind, torch.float32)
+    truth = truth if kind in BLOCK_BYTES else truth.bfloat16().float()
+    assert torch.equal(pack(raw).rows(ids, torch.float32), truth[ids])
+    with pytest.raises(SageLLMError, match="37") as caught:
+        pack(raw).rows(torch.tensor([37]), torch.float32)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+
+
+class Decoder:
+    """A small decoder's weights, packed by two backends, and its operations one by one on the readable one."""
+
+    def __init__(self, kind=WeightFormat.Q4_1, *, qk_norm=False, bias=False, windows=(None,) * LAYERS, rope=None):
+        self.truth = reference.create(dtype="bfloat16", threads=1)
+        self.fast = CpuBackend(DType.BFLOAT16, kernels)
+        self.rope = rope or RopeSpec(tuple(100.0 ** (-i / (DIM // 2)) for i in range(DIM // 2)), DIM)
+        self.windows = windows
+        self.raws = {"embedding": ([raw_weight(WeightFormat.Q8_0, VOCABULARY, HIDDEN, 9)], [])}
+        vectors = {"norm": HIDDEN}
+        for i in range(LAYERS):
+            at = f"layers.{i}."
+            shapes = {
+                "qkv": [(HEADS * DIM, HIDDEN), (KV_HEADS * DIM, HIDDEN), (KV_HEADS * DIM, HIDDEN)],
+                "out": [(HIDDEN, HEADS * DIM)],
+                "gate_up": [(INNER, HIDDEN), (INNER, HIDDEN)],
+                "down": [(HIDDEN, INNER)],
+            }
+            for role, parts in shapes.items():
+                raws = [raw_weight(kind, *shape, seed=31 * i + n) for n, shape in enumerate(parts)]
+                self.raws[at + role] = (raws, [f32(shape[0], seed=7 + i) for shape in parts] if bias else [])
+            vectors.update({at + "input_norm": HIDDEN, at + "post_norm": HIDDEN})
+            if qk_norm:
+                vectors.update({at + "q_norm": DIM, at + "k_norm": DIM})
+        dice = torch.Generator().manual_seed(5)
+        self.vectors = {name: 1 + 0.1 * torch.randn(size, generator=dice).bfloat16() for name, size in vectors.items()}
+        self.specs = [KVSpec(KV_HEADS, DIM, DIM, window) for window in windows]
+        self.groups = len(set(self.specs))
+
+    def unit(self, ops, **changes):
+        config = {"dtype": DType.BFLOAT16, "eps": 1e-5, "num_layers": LAYERS}
+        for i in range(LAYERS):
+            numbers = {
+                "activation": "silu", "eps": 1e-5, "head_dim": DIM, "layer": i, "num_heads": HEADS,
+                "num_kv_heads": KV_HEADS, "rope": self.rope, "scale": DIM**-0.5, "window": self.windows[i],
+            }  # fmt: skip
+            config.update({f"layers.{i}.{name}": value for name, value in numbers.items()})
+        weights = {
+            name: ops.pack_weight(
+                raws, DType.BFLOAT16, bias=bias,
+                use=WeightUse.EMBEDDING_AND_LINEAR if name == "embedding" else WeightUse.LINEAR,
+            )
+            for name, (raws, bias) in self.raws.items()
+        }  # fmt: skip
+        return FusableUnit("decoder", config | changes, weights, self.vectors)
+
+    def one_by_one(self, ids, positions, cache, plan):
+        """The truth, in float32 throughout: weights as they are, no activation rounded."""
+        ops, unit = self.truth, self.unit(reference.create(dtype="float32", threads=1))
+        for name, (raws, _) in self.raws.items():
+            unit.weights[name].matrix = torch.cat([ops.tensor(raw, DType.FLOAT32) for raw in raws])
+        vector = {name: value.float() for name, value in self.vectors.items()}
+        x = ops.embedding(ids, unit.weights["embedding"], DType.FLOAT32)
+        for i in range(LAYERS):
+            at = f"layers.{i}."
+            qkv = ops.linear(ops.rms_norm(x, vector[at + "input_norm"], 1e-5), unit.weights[at + "qkv"])
+            q, k, v = qkv.view(len(ids), -1, DIM).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+            if at + "q_norm" in vector:
+                q, k = ops.rms_norm(q, vector[at + "q_norm"], 1e-5), ops.rms_norm(k, vector[at + "k_norm"], 1e-5)
+            q, k = ops.rope(q, k, positions, self.rope)
+            attended = ops.attention(q, k, v, cache, i, plan, scale=DIM**-0.5)
+            x = x + ops.linear(attended.reshape(len(ids), -1), unit.weights[at + "out"])
+            normed = ops.rms_norm(x, vector[at + "post_norm"], 1e-5)
+            gated = ops.silu_mul(ops.linear(normed, unit.weights[at + "gate_up"]))
+            x = x + ops.linear(gated, unit.weights[at + "down"])
+        return ops.rms_norm(x, vector["norm"], 1e-5)
+
+
+def run(ops, call, decoder, steps, kv=DType.BFLOAT16, block_size=4, blocks_=160):
+    """Hidden states of each sequence over steps of new tokens a sequence; ids and tables do not depend on the steps."""
+    cache = ops.allocate_kv(decoder.specs, blocks_, block_size, kv)
+    count = len(steps[0])
+    totals = [sum(step[s] for step in steps) for s in range(count)]
+    ids = [np.random.default_rng(s).integers(0, VOCABULARY, totals[s]) for s in range(count)]
+    order = iter([*range(1, blocks_, 2), *range(0, blocks_, 2)])
+    tables = [[next(order) for _ in range(-(-total // block_size))] for total in totals]
+    done = [0] * count
+    found = [[] for _ in range(count)]
+    for step in steps:
+        live = [s for s in range(count) if step[s]]
+        ends = [done[s] + step[s] for s in live]
+        plan = ops.plan_attention(
+            cache, AttentionBatch([step[s] for s in live], ends, [[tables[s] for s in live]] * decoder.groups)
+        )
+        tokens = torch.from_numpy(np.concatenate([ids[s][done[s] : done[s] + step[s]] for s in live]))
+        positions = torch.cat([torch.arange(done[s], done[s] + step[s]) for s in live])
+        hidden = call(tokens, positions, cache, plan).float()
+        for s, part in zip(live, hidden.split([step[s] for s in live]), strict=True):
+            found[s].append(part)
+            done[s] += step[s]
+    return [torch.cat(parts) for parts in found]
+
+
+SHAPES = {
+    "q4_1": {},
+    "q4_0": {"kind": WeightFormat.Q4_0},
+    "q8_0": {"kind": WeightFormat.Q8_0},
+    "bf16": {"kind": WeightFormat.F32},
+    "head norms and biases": {"qk_norm": True, "bias": True},
+    "windows": {"windows": (None, 5, None)},
+    "interleaved": {"rope": RopeSpec((1.0, 0.3, 0.1), 6, interleaved=True, attention_factor=1.1)},
+}
+MIXED = [[9, 0, 1, 3, 130], [1, 5, 1, 2, 1], [1, 1, 1, 1, 1], [1, 70, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kv", [DType.FLOAT32, DType.BFLOAT16])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_a_fused_decoder_computes_what_its_operations_do(level, kv, shape):
+    decoder = Decoder(**shape)
+    fused = native.fuse_decoder(kernels, decoder.unit(decoder.fast), level)
+    assert fused is not None
+    got = run(decoder.fast, fused, decoder, MIXED, kv)
+    want = run(reference.create(threads=1), decoder.one_by_one, decoder, MIXED, DType.FLOAT32)
+    for one, other in zip(got, want, strict=True):
+        # Activations of 8 bits carry 0.5 % of noise into each product, which adds up over layers.
+        assert (one - other).norm() / other.norm() < 0.03
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_sequence_gets_the_same_numbers_alone_batched_and_chunked(level, threads):
+    decoder = Decoder(windows=(None, 40, None))
+    fused = native.fuse_decoder(kernels, decoder.unit(decoder.fast), level)
+    threads(1)
+    whole = run(decoder.fast, fused, decoder, [[150, 7]])[0]
+    threads(2)
+    for steps in ([[150]], [[70], [79], [1]], [[20, 90], [129, 1], [1, 1]], [[1]] * 150):
+        assert torch.equal(run(decoder.fast, fused, decoder, steps)[0], whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"layers.1.activation": "gelu"}, {"dtype": DType.FLOAT32}, {"layers.2.rope": None}, {"layers.0.num_heads": 3}],
+)
+def test_a_unit_that_the_kernels_do_not_fit_is_left_alone(changes):
+    decoder = Decoder()
+    assert decoder.fast.fuse(decoder.unit(decoder.fast)) is not None
+    assert decoder.fast.fuse(decoder.unit(decoder.fast, **changes)) is None
+
+
+def test_an_id_the_table_does_not_have_is_refused():
+    decoder = Decoder()
+    fused = decoder.fast.fuse(decoder.unit(decoder.fast))
+    cache = decoder.fast.allocate_kv(decoder.specs, 4, 4, DType.BFLOAT16)
+    plan = decoder.fast.plan_attention(cache, AttentionBatch([1], [1], [[[0]]]))
+    with pytest.raises(SageLLMError, match=str(VOCABULARY)):
+        fused(torch.tensor([VOCABULARY]), torch.tensor([0]), cache, plan)
+
+
+def test_the_backend_says_which_build_it_uses_and_computes_without_one():
+    with_kernels, without = CpuBackend(DType.BFLOAT16, kernels), CpuBackend(DType.BFLOAT16)
+    assert with_kernels.capabilities().native_kernels == kernels.build
+    assert set(with_kernels.capabilities().kept_quantized) == {kind.value for kind in BLOCK_BYTES}
+    assert without.capabilities().native_kernels is None
+    assert without.capabilities().fused_units == without.capabilities().kept_quantized == ()
+    raw, x = blocks(WeightFormat.Q4_1, 40, 64), torch.randn(3, 64).bfloat16()
+    got, want = (ops.linear(x, ops.pack_weight([raw], DType.BFLOAT16)) for ops in (with_kernels, without))
+    torch.testing.assert_close(got, want, rtol=4e-2, atol=4e-2)
+
+
+def test_float32_stays_exact_beside_the_kernels():
+    ops, raw, x = CpuBackend(DType.FLOAT32, kernels), blocks(WeightFormat.Q4_1, 40, 64), torch.randn(3, 64)
+    truth = x @ formats.expand(raw, WeightFormat.Q4_1, torch.float32).T
+    torch.testing.assert_close(ops.linear(x, ops.pack_weight([raw], DType.FLOAT32)), truth, rtol=1e-5, atol=1e-5)
