@@ -83,12 +83,6 @@ typedef struct {
     int64_t head_stride;            // elements between heads
 } SageStep;
 
-typedef struct {
-    int32_t heads, kv_heads, head_dim, window;
-    float scale;
-    int32_t group;
-} SageAttention;
-
 SAGE_API int sage_abi(void);
 // The best level this processor offers.
 SAGE_API int sage_best_level(void);
@@ -104,9 +98,6 @@ SAGE_API int sage_linear(int level, int threads, const SageMatrix* matrix, int t
                          int out_type, void* out);
 // Rows of a table: [T] to [T, E] float.
 SAGE_API void sage_embedding(const SageMatrix* table, const int32_t* ids, int tokens, float* out);
-// Attend to cached keys and values that are already written: q [T, Hq, D] float to out [T, Hq, D] float.
-SAGE_API int sage_attention(int level, int threads, const SageAttention* what, const SageStep* step, int layer,
-                            const float* q, float* out);
 
 // A whole step: ids to hidden states after the last norm, [T, E] float. -1 when memory is short, -2 for an unknown id.
 SAGE_API int sage_decoder_run(int level, int threads, const SageDecoder* decoder, const SageStep* step, float* out);

@@ -56,9 +56,3 @@ class Step(ctypes.Structure):
         *_pointers("keys", "values"),
         ("head_stride", ctypes.c_int64),
     ]
-
-
-class Attention(ctypes.Structure):
-    """``SageAttention``."""
-
-    _fields_ = [*_ints("heads", "kv_heads", "head_dim", "window"), *_floats("scale"), *_ints("group")]
