@@ -122,7 +122,7 @@ async def _announce(plane: ControlPlane, address: str, as_json: bool) -> None:
     names = [model.name for model in await plane.models()]
     url = f"{address}/v1"
     if as_json:
-        print_json({"url": url, "model": names[0], "models": names})
+        print_json({"url": url, "model": next(iter(names), None), "models": names})
         return
     console = error_console()
     console.print(f"serving [bold]{', '.join(names)}[/] at [bold]{url}[/]  (Ctrl-C stops)")
