@@ -86,7 +86,7 @@ def quantize(raw: RawWeight, kind: WeightFormat, target: WeightFormat) -> RawWei
     """
     encode, size = ENCODERS[target], BLOCK_ELEMENTS[target][1]
     blocks_a_row = raw.shape[-1] // BLOCK
-    made = np.empty((raw_rows(raw).shape[0] * blocks_a_row, size), np.uint8)
+    made: NDArray[Any] = np.empty((raw_rows(raw).shape[0] * blocks_a_row, size), np.uint8)
 
     def work(piece: Floats, first: int, start: int) -> bool:
         part = piece[start : start + _AT_ONCE]
@@ -106,7 +106,7 @@ def quantize(raw: RawWeight, kind: WeightFormat, target: WeightFormat) -> RawWei
                     " scales of float16; load it without quantization",
                     "quantization",
                 )
-    return replace(raw, format=target.value, data=memoryview(made))
+    return replace(raw, format=target.value, data=made.data)
 
 
 def _q8_0(values: Floats, out: Bytes) -> bool:

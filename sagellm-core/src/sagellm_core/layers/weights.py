@@ -14,6 +14,9 @@ from sagellm_protocol.devices import DType
 
 from .linear import Embedding, Linear, RMSNorm, Sharding, Tensor
 
+_OF_TABLES = "int8"
+"""What embeddings and the output head are quantised to when projections are quantised at all."""
+
 
 class Packer:
     """Packs a checkpoint's weights for one backend, and remembers which it used and what they take.
@@ -22,7 +25,8 @@ class Packer:
         checkpoint: Where weights come from.
         ops: The backend that packs.
         dtype: Type that is computed in.
-        quantization: A format of the backend's to quantise projections to.
+        quantization: A format of the backend's to quantise projections to. Tables of embeddings and the output head,
+            where every token is decided, get 8 bits then, or none where the backend does not offer that.
 
     Attributes:
         nbytes: Bytes of all weights packed so far.
@@ -36,6 +40,8 @@ class Packer:
         self.sharding: dict[str, Sharding] = {}
         self._checkpoint = checkpoint
         self._quantization = quantization
+        wide = _OF_TABLES if _OF_TABLES in ops.capabilities().quantizations else None
+        self._table_quantization = None if quantization is None else wide
 
     def linear(
         self,
@@ -72,14 +78,14 @@ class Packer:
         """The table of token embeddings; ``tied`` where it is the output head too."""
         use = WeightUse.EMBEDDING_AND_LINEAR if tied else WeightUse.EMBEDDING
         raw = self._take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
-        weight = self.ops.pack_weight([raw], self.dtype, use=use)
+        weight = self.ops.pack_weight([raw], self.dtype, use=use, quantization=self._table_quantization)
         self.nbytes += weight.nbytes
         return Embedding(self.ops, weight, self.dtype)
 
     def head(self, name: str, rows: int, columns: int) -> Linear:
-        """An output head of its own. It stays as precise as the checkpoint has it: every token is decided there."""
+        """An output head of its own."""
         raw = self._take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
-        weight = self.ops.pack_weight([raw], self.dtype)
+        weight = self.ops.pack_weight([raw], self.dtype, quantization=self._table_quantization)
         self.nbytes += weight.nbytes
         return Linear(self.ops, weight, Sharding.VOCAB)
 
