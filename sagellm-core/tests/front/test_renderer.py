@@ -181,6 +181,14 @@ def test_templates_see_messages_and_tools_in_their_usual_form(renderer: PromptRe
     )
 
 
+def test_arguments_are_text_for_a_template_that_wants_text(renderer: PromptRenderer) -> None:
+    each = "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    source = each + "{{ '!' + c.function.arguments }}{% endfor %}{% endfor %}"
+    call = ToolCall(id="c1", name="f", arguments='{"x":1}')
+    made = showing(renderer, source).render_now(ask(messages=[{"role": "assistant", "tool_calls": (call,)}]))
+    assert made.text == '!{"x":1}'
+
+
 def test_tools_that_must_not_be_called_are_not_shown(renderer: PromptRenderer) -> None:
     made = showing(renderer, "{{ tools }}{{ messages | length }}").render_now(
         ask(messages=[{"role": "user", "content": "x"}], tools=(ToolDefinition(name="f"),), tool_choice="none")

@@ -163,3 +163,33 @@ def test_a_mention_is_found_in_any_template() -> None:
     chat = ChatTemplates({"default": "a", "tool_use": "developer"})
     assert chat.mentions("developer")
     assert not chat.mentions("system")
+
+
+CALL = "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+END = "{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("body", "as_text"),
+    [
+        ("{{ c.function.arguments | tojson }}", False),
+        ("{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}", False),
+        ("{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}", False),
+        ("{{ 'json: ' + c.function.arguments }}", True),
+        ("{{ c.function.arguments }}", True),
+        ("{{ raise_exception('no calls here') }}", False),
+        ("{{ c.function.name }}", False),
+    ],
+)
+def test_a_template_shows_whether_it_wants_arguments_as_text(body: str, as_text: bool) -> None:
+    chat = ChatTemplates({"default": CALL + body + END})
+    for _ in range(2):
+        assert chat.takes_arguments_as_text(tools=False) is as_text
+
+
+def test_what_a_template_reads_is_known_and_an_unsound_one_reads_nothing() -> None:
+    chat = ChatTemplates({"default": "{{ messages }}", "tool_use": "{% if tools %}{{ x }}{% endif %}"})
+    assert chat.reads("tools")
+    assert chat.reads("x")
+    assert not chat.reads("reasoning_effort")
+    assert not ChatTemplates({"default": "{% broken"}).reads("messages")

@@ -54,6 +54,7 @@ class ChatTemplates:
 
     sources: Mapping[str, str] = field(default_factory=dict)
     _compiled: dict[str, tuple[Template, frozenset[str]]] = field(default_factory=dict, repr=False, compare=False)
+    _as_text: dict[Template, bool] = field(default_factory=dict, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def render(
@@ -115,18 +116,9 @@ class ChatTemplates:
         Found out by showing it a call: one that wants text fails over a value, or writes it as Python would.
         """
         template, _ = self._template(tools=tools)
-        values = {**(special_tokens or {}), "messages": _CALL, "tools": None, "documents": None}
-        try:
-            text = _run(template, {**values, "add_generation_prompt": False})
-        except SageLLMError:
-            text = None
-        if text is not None:
-            return "'probe'" in text and '"probe"' not in text
-        try:
-            _run(template, {**values, "messages": _CALL_AS_TEXT, "add_generation_prompt": False})
-        except SageLLMError:
-            return False  # it is something else that it does not like
-        return True
+        if template not in self._as_text:
+            self._as_text[template] = _wants_text(template, special_tokens or {})
+        return self._as_text[template]
 
     def _names(self, template: str) -> frozenset[str]:
         try:
@@ -156,6 +148,20 @@ class ChatTemplates:
             if name not in self._compiled:
                 self._compiled[name] = _compile(self.sources[name])
             return self._compiled[name]
+
+
+def _wants_text(template: Template, special_tokens: Mapping[str, str]) -> bool:
+    values = {**special_tokens, "tools": None, "documents": None, "add_generation_prompt": False}
+    try:
+        text = _run(template, {**values, "messages": _CALL})
+        return "'probe'" in text and '"probe"' not in text
+    except SageLLMError:
+        pass  # over the value, or over something else
+    try:
+        _run(template, {**values, "messages": _CALL_AS_TEXT})
+    except SageLLMError:
+        return False
+    return True
 
 
 def _check_arguments(arguments: Mapping[str, Any], names: frozenset[str]) -> None:

@@ -1,0 +1,187 @@
+"""What each family's parser takes for a call, and what it gives back as content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from parsed import as_values, calls_in, pieces, whole
+from sagellm_core.front.parsing.pieces import Arguments, CallEnd, CallStart, Content, Thought
+from sagellm_core.front.reasoning.mistral import MistralThink
+from sagellm_core.front.reasoning.think import Think
+from sagellm_core.front.tools import TOOL_PARSERS, Harmony
+from sagellm_core.front.tools.hermes import Hermes
+from sagellm_core.front.tools.pythonic import MAX_DEPTH
+
+F = [("f", {"a": 1})]
+ONE = '{"name": "f", "arguments": {"a": 1}}'
+BARE = '{"name": "f", "parameters": {"a": 1}}'
+DEEPSEEK = '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+
+FOUND: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
+    ("hermes", f"a<tool_call>{ONE}</tool_call>b<tool_call>{ONE}</tool_call>c", "abc", F * 2),
+    ("hermes", f"<tool_call>{ONE}\n{ONE}</tool_call>", "", F * 2),
+    ("hermes", f"<tool_call>{ONE}", "", F),
+    ("hermes", '<tool_call>{"name": "f"}</tool_call>', "", [("f", {})]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [("f", {})]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", F),
+    ("hermes", '<tool_call>{"id": {"x": "}"}, "name": "f", "arguments": {"a": 1}, "n": [1]}</tool_call>', "", F),
+    ("hermes", f"  \n<tool_call>{ONE}</tool_call>  \n", "", F),
+    ("llama3_json", f" {BARE}", "", F),
+    ("llama3_json", f"Sure.\n{BARE}; {BARE}\n", "Sure.\n", F * 2),
+    ("llama3_json", '<|python_tag|>{"type": "function", "name": "f", "parameters": {"a": 1}}', "", F),
+    ("llama3_json", '{"function": "f", "parameters": {"a": 1}}', "", F),
+    ("json", f"[{ONE}, {BARE}]", "", F * 2),
+    ("json", f"Now:\n```json\n{ONE}\n```", "Now:\n", F),
+    ("json", f"```\n[{ONE}]\n```", "", F),
+    ("json", '{"type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}', "", F),
+    ("mistral", f"a[TOOL_CALLS] [{ONE}, {ONE}]", "a", F * 2),
+    ("mistral", f"[TOOL_CALLS]{ONE}", "", F),
+    ("mistral", '[TOOL_CALLS]f{"a": 1}', "", F),
+    ("mistral", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]f[ARGS]{"a": 1}', "", F * 2),
+    ("deepseek", f"a{DEEPSEEK}", "a", F),
+    ("deepseek", DEEPSEEK.removeprefix("<｜tool▁calls▁begin｜>"), "", F),
+    ("harmony", "Hi", "Hi", []),
+    ("harmony", ' to=functions.f<|channel|>commentary json<|message|>{"a": 1}<|call|>', "", F),
+    ("harmony", "<|channel|>commentary to=functions.f<|message|><|call|>", "", [("f", {})]),
+    ("harmony", "<|channel|>final<|message|>Hi<|return|>", "Hi", []),
+    ("harmony", '<|channel|>analysis to=functions.f<|message|>{"a": 1}<|call|>', "", F),
+    ("pythonic", "[f(a=1)]", "", F),
+    ("pythonic", "Well:\n[f(a=1), f(a=1,),]", "Well:\n", F * 2),
+    ("pythonic", "<|python_start|>[f()]<|python_end|>", "", [("f", {})]),
+    ("pythonic", "[a.f(x=None, y=True, z=(1, 2), w={'k': [-1.5, 1_000, 0x10, .5]})]", "",
+     [("a.f", {"x": None, "y": True, "z": [1, 2], "w": {"k": [-1.5, 1000, 16, 0.5]}})]),
+    ("pythonic", r"""[f(a='it\'s "\x41\u00e9\U0001f600\101\q"', b="\ud83d\ude00")]""", "",
+     [("f", {"a": 'it\'s "A\u00e9\U0001f600A\\q"', "b": "\U0001f600"})]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "content", "calls"), FOUND, ids=[f"{n}: {t}" for n, t, _, _ in FOUND])
+def test_calls_are_found(name: str, text: str, content: str, calls: list[tuple[str, Any]]) -> None:
+    answer, found = calls_in(name, text)
+    assert as_values(found) == calls
+    assert answer == content
+
+
+NONE = [
+    ("hermes", "<tool_call>f()</tool_call>"),
+    ("hermes", "<tool_call>{'name': 'f'}</tool_call>"),
+    ("hermes", '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
+    ("hermes", '<tool_call>{"arguments": {"a": 1}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arg'),
+    ("hermes", f'<tool_call>{{"name": "{"f" * 513}", "arguments": {{}}}}</tool_call>'),
+    ("hermes", " \n "),
+    ("hermes", "if a <tool"),
+    ("llama3_json", '{"name": "Ada", "born": 1815}'),
+    ("llama3_json", '{"name": "f"}'),
+    ("llama3_json", '{"answer": {"name": "f", "parameters": {}}}'),
+    ("llama3_json", f"Such as {BARE}"),
+    ("llama3_json", '{\n  "items": [\n    {"name": "f", "parameters": 1}]}'),
+    ("llama3_json", "<|python_tag|>print(1)"),
+    ("json", "[1, 2, 3]"),
+    ("json", '```json\n{"a": 1}\n```'),
+    ("json", '```python\nprint({"name": 1})\n```'),
+    ("mistral", "[TOOL_CALLS][]"),
+    ("mistral", "[TOOL_CALLS] so be it"),
+    ("mistral", "[TOOL_CALLS]f[ARGS](1)"),
+    ("mistral", "[TOOL_CALLS]f[CALL_ID][ARGS]{}"),
+    ("deepseek", "<｜tool▁calls▁begin｜>well"),
+    ("deepseek", "<｜tool▁call▁begin｜>tool<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜>"),
+    ("pythonic", "[1, 2]"),
+    ("pythonic", "[link](http://a.b)"),
+    ("pythonic", "[f(1)]"),
+    ("pythonic", "[f(a==1)]"),
+    ("pythonic", "see [f(a=1)]"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), NONE, ids=[f"{name}: {text[:40]}" for name, text in NONE])
+def test_what_is_no_call_is_given_back_whole(name: str, text: str) -> None:
+    assert calls_in(name, text) == (text, [])
+
+
+def test_a_call_that_breaks_off_stands_as_far_as_it_was_told_and_the_rest_is_content() -> None:
+    assert pieces(Hermes(), ['<tool_call>{"name": "f", "arguments": {"a": ]}} and so on']) == [
+        *(CallStart("f"), Arguments('{"a": ]'), CallEnd()),
+        Content("}} and so on"),
+    ]
+    assert calls_in("mistral", f"[TOOL_CALLS][{ONE}, 7]") == (", 7]", [("f", '{"a": 1}')])
+    assert calls_in("pythonic", "[f(a=1, b=g(2))]") == ("(2))]", [("f", '{"a": 1, "b": ')])
+    deep = "[" * (MAX_DEPTH + 1)
+    assert calls_in("pythonic", f"[f(a={deep})]")[0].startswith("[)]")
+
+
+def test_a_call_that_is_cut_off_has_no_end() -> None:
+    assert pieces(Hermes(), ['<tool_call>{"name": "f", "arguments": {"a": "b']) == [
+        CallStart("f"),
+        Arguments('{"a": "b'),
+    ]
+
+
+def test_arguments_are_exactly_the_models_own_text() -> None:
+    written = '{ "a" : "\\u00e9é\\n</tool_call>" ,\n"b":1.0 }'
+    _, calls = calls_in("hermes", f'<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>')
+    assert calls == [("f", written)]
+
+
+def test_a_mark_that_failed_does_not_hide_the_call_after_it() -> None:
+    assert calls_in("hermes", f"<tool_call><tool_call>{ONE}</tool_call>") == ("<tool_call>", [("f", '{"a": 1}')])
+
+
+def test_an_id_that_the_model_gives_is_kept() -> None:
+    found = whole([TOOL_PARSERS["mistral"]()], ['[TOOL_CALLS]f[CALL_ID]abc123XYZ[ARGS]{"a": 1}'])
+    assert found[2] == [("abc123XYZ", "f", '{"a": 1}')]
+
+
+@pytest.mark.parametrize("name", TOOL_PARSERS)
+def test_text_without_calls_is_told_at_once(name: str) -> None:
+    parser = TOOL_PARSERS[name]()
+    for word in ("Hello", ", world", "!\nHow", " are you?"):
+        assert parser.push(word) == [Content(word)]
+    assert parser.flush() == []
+
+
+def test_ids_are_made_in_the_familys_own_form() -> None:
+    assert TOOL_PARSERS["hermes"].new_id().startswith("call_")
+    made = {TOOL_PARSERS["mistral"].new_id() for _ in range(50)}
+    assert len(made) == 50
+    assert all(len(one) == 9 and one.isalnum() for one in made)
+
+
+@pytest.mark.parametrize(
+    ("parser", "text", "reasoning", "answer"),
+    [
+        (Think(), "<think>\nhm\n\nso\n</think>\n\nyes", "hm\n\nso", "yes"),
+        (Think(), "\n<think>hm</think>", "hm", ""),
+        (Think(), "<think>hm", "hm", ""),
+        (Think(), "yes <think>no</think>", "", "yes <think>no</think>"),
+        (Think(), "<thin", "", "<thin"),
+        (Think(opened=True), "hm</think>yes</think>", "hm", "yes</think>"),
+        (Think(opened=True), "hm</thin", "hm</thin", ""),
+        (Think(opened=True), "</think>yes", "", "yes"),
+        (MistralThink(), "[THINK]hm[/THINK]yes", "hm", "yes"),
+        (Harmony(reasoning=True), "<|channel|>analysis<|message|>hm<|end|>"
+         "<|start|>assistant<|channel|>final<|message|>yes<|return|>", "hm", "yes"),
+        (Harmony(reasoning=False), "<|channel|>analysis<|message|>hm<|end|>", "", "hm"),
+        (Harmony(reasoning=True), "<|channel|>commentary to=python<|message|>1+1<|call|>", "1+1", ""),
+        (Harmony(reasoning=True), "<|channel|>ana", "", ""),
+    ],
+)  # fmt: skip
+def test_reasoning_is_told_apart(parser: Any, text: str, reasoning: str, answer: str) -> None:
+    for split in ([text], list(text)):
+        found = pieces(type(parser)(**_options(parser)), split)
+        assert "".join(piece.text for piece in found if isinstance(piece, Thought)) == reasoning
+        assert "".join(piece.text for piece in found if isinstance(piece, Content)) == answer
+
+
+def _options(parser: Any) -> dict[str, Any]:
+    return {"reasoning": parser._reasoning} if isinstance(parser, Harmony) else {"opened": parser._opened}
+
+
+def test_calls_are_not_looked_for_in_reasoning() -> None:
+    answer, reasoning, calls = whole(
+        [Think(), Hermes()], [f"<think><tool_call>{ONE}</tool_call></think>\n<tool_call>{ONE}</tool_call>"]
+    )
+    assert reasoning == f"<tool_call>{ONE}</tool_call>"
+    assert (answer, calls) == ("", [("id0", "f", '{"a": 1}')])
