@@ -65,7 +65,7 @@ async def generate(
                 finished = is_terminal(event)
                 if isinstance(event, DeltaEvent):
                     _account(ticket, member, event, sent, now())
-                yield event.model_copy(update=_update(ticket, event, caller_id))
+                yield _told(ticket, event, caller_id)
         finally:
             # The caller's scope may be cancelled already: without a shield this await would never run.
             with anyio.CancelScope(shield=True), anyio.move_on_after(abort_timeout_s):
@@ -137,11 +137,16 @@ def _account(ticket: Ticket, member: Member, event: DeltaEvent, sent: float, now
     member.load.produce(len(event.token_ids))
 
 
-def _update(ticket: Ticket, event: StreamEvent, caller_id: str) -> dict[str, object]:
+def _told(ticket: Ticket, event: StreamEvent, caller_id: str) -> StreamEvent:
+    """The event as the caller is told it: under the caller's own id."""
+    if isinstance(event, DeltaEvent):
+        # Made anew rather than copied, at less cost: there is one for every token.
+        return DeltaEvent(**{**vars(event), "request_id": caller_id})
+    update: dict[str, object] = {"request_id": caller_id}
     if isinstance(event, EndEvent):
         rate = ticket.failed_attempts / (ticket.failed_attempts + 1)
-        return {"request_id": caller_id, "metrics": event.metrics.model_copy(update={"error_rate": rate})}
-    return {"request_id": caller_id}
+        update["metrics"] = event.metrics.model_copy(update={"error_rate": rate})
+    return event.model_copy(update=update)
 
 
 async def _let_go(engine: Engine, events: AsyncIterator[StreamEvent], unfinished: str | None) -> None:

@@ -9,11 +9,11 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, TypeVar
-
-import anyio
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagellm_protocol import EmbedRequest, ErrorCode, RenderedPrompt, Request, RequestEnding, SageLLMError, ScoreRequest
+
+from .interruptible import Interrupted, Interruptible
 
 if TYPE_CHECKING:
     import asyncio
@@ -82,7 +82,7 @@ class Ticket:
     """The engine it was last given."""
     turn: asyncio.Future[Member] | None = None
     """Resolved by the dispatcher."""
-    _scope: anyio.CancelScope | None = None
+    _awaited: Interruptible[Any] | None = None
     _verdict: SageLLMError | None = None
     _loss: SageLLMError | None = None
 
@@ -136,9 +136,9 @@ class Ticket:
             self._verdict = self._verdict or error
         else:
             self._loss = self._loss or error
-        if self._scope is None:
+        if self._awaited is None:
             return False
-        self._scope.cancel()
+        self._awaited.interrupt()
         return True
 
     def check(self) -> None:
@@ -160,14 +160,14 @@ class Ticket:
             SageLLMError: The interruption.
         """
         self.check()
-        with anyio.CancelScope() as scope:
-            self._scope = scope
-            try:
-                return await call()
-            finally:
-                self._scope = None
-        self.check()
-        raise SageLLMError(ErrorCode.INTERNAL, "a request was interrupted without a reason")
+        self._awaited = awaited = Interruptible(call())
+        try:
+            return await awaited
+        except Interrupted:
+            self.check()
+            raise SageLLMError(ErrorCode.INTERNAL, "a request was interrupted without a reason") from None
+        finally:
+            self._awaited = None
 
 
 def estimated_tokens(request: AnyRequest) -> int:
