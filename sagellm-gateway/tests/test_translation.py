@@ -15,6 +15,7 @@ from sagellm_gateway.openai.messages import Turn
 from sagellm_gateway.openai.sampling import StreamOptions
 from sagellm_gateway.openai.structured import FunctionChoice, StructuredOutputs
 from sagellm_protocol import ErrorCode, NamedTool, Request, SageLLMError
+from sagellm_protocol.features import features_of
 
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 
@@ -269,6 +270,14 @@ def test_the_last_message_can_be_continued() -> None:
     assert request.continue_final_message
     assert not request.add_generation_prompt
     assert request.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_templates_and_efforts_are_for_the_engine_to_honour_or_refuse() -> None:
+    request = chat(chat_template="{{ messages }}", reasoning_effort="low")
+    assert (request.chat_template, request.reasoning_effort) == ("{{ messages }}", "low")
+    assert {"chat_template", "reasoning_effort"} <= set(features_of(request))
+    for name in ("chat_template", "reasoning_effort"):
+        assert refusal(chat, **{name: ""}).param == name
 
 
 def test_chat_logprobs_ask_for_as_many_alternatives_as_top_logprobs_says() -> None:

@@ -43,7 +43,11 @@ class ChatBody(SamplingFields, FormFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     add_special_tokens: bool | None = None
+    chat_template: str | None = None
+    """A template in place of the model's; engines refuse it unless their operator allows it."""
     chat_template_kwargs: dict[str, JsonValue] = Field(default={})
+    reasoning_effort: str | None = None
+    """How much to reason; engines whose template does not read it refuse it."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
         **REFUSED,
@@ -53,13 +57,11 @@ class ChatBody(SamplingFields, FormFields):
         "functions": Refused(([],), "was replaced by tools"),
         "moderation": Refused((), "answers are not moderated here"),
         "prediction": Refused((), "predicted outputs are not offered"),
-        "reasoning_effort": Refused((), "give chat_template_kwargs what the model's template reads"),
         "verbosity": Refused(("medium",), "say in the messages how long an answer should be"),
         "web_search_options": Refused((), "nothing is searched here"),
         "best_of": Refused((1,), "ask for n choices and pick one"),
         "echo": Refused((False,), "belongs to /v1/completions"),
         "include_reasoning": Refused((True,), "reasoning stands apart, in reasoning_content"),
-        "chat_template": Refused((), "templates are the operator's to set, at the engine"),
         "documents": Refused(([],), "put them in the messages"),
     }
 
@@ -90,7 +92,9 @@ class ChatBody(SamplingFields, FormFields):
                 add_special_tokens=bool(self.add_special_tokens),
                 add_generation_prompt=generate,
                 continue_final_message=self.continue_final_message,
+                chat_template=self.chat_template,
                 chat_template_kwargs=self.chat_template_kwargs,
+                reasoning_effort=self.reasoning_effort,
                 tools=tools,
                 tool_choice=chosen_tool(self.tool_choice, tools),
                 parallel_tool_calls=self.parallel_tool_calls,
