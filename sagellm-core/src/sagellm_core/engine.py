@@ -5,7 +5,10 @@ Knows which transport a spec asks for, and what no engine of ours offers yet.
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,16 +46,34 @@ def connect(spec: EngineSpec, path: Path) -> CoreClient:
         from .transport.inline import InlineClient
 
         return InlineClient(spec, path, _build_here)
+    from .ahead import take
     from .transport.process import ProcessClient
 
-    return ProcessClient(spec, path, _BUILD)
+    return ProcessClient(spec, path, _BUILD, take())
 
 
 def _build_here(spec: EngineSpec, path: Path) -> EngineCore:
-    # Imported in the core's thread: it brings the backend's libraries with it.
-    from .core.build import build_core
+    with _uncollected():
+        # Imported in the core's thread: it brings the backend's libraries with it.
+        from .core.build import build_core
 
-    return build_core(spec, path)
+        return build_core(spec, path)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Leave garbage alone: what is made while loading stays, and looking for some in it took a tenth of the start."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            if not gc.get_freeze_count():
+                # There and back makes what is there old, unlooked at; else the next collection would look at it all.
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()
 
 
 def _refuse(spec: EngineSpec) -> None:

@@ -35,6 +35,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         quantization=spec.quantization,
         kv_cache_dtype=spec.kv_cache_dtype,
     )
+    checkpoint.release()
     info = executor.info
     limits = decide_limits(
         spec,

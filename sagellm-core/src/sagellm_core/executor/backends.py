@@ -5,6 +5,7 @@ Knows no backend; they are entry points of ``sagellm.backends``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -49,6 +50,16 @@ def open_backend(device: str = AUTO, *, dtype: str = AUTO, threads: int | None =
         raise SageLLMError(ErrorCode.NOT_INSTALLED, f"no backend can run here ({reasons})", "device")
     # What was asked for does not choose the backend: a type that the best one lacks would bring in a slow one unasked.
     return _create(best[1], None, dtype, threads)
+
+
+def import_backends() -> None:
+    """Import every backend with its libraries, which is most of what making one takes.
+
+    One that cannot be imported says why to whoever asks for it.
+    """
+    for name in plugins.installed(plugins.BACKENDS):
+        with contextlib.suppress(SageLLMError):
+            plugins.load(plugins.BACKENDS, name)
 
 
 def compute_dtype(capabilities: BackendCapabilities, dtype: str) -> DType:

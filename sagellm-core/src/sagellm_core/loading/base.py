@@ -60,6 +60,12 @@ class Checkpoint(ABC):
         for name in self.names():
             yield self._read(name)
 
+    def release(self) -> None:  # noqa: B027  nothing to do where no file is mapped
+        """Let go of the file's pages: what was packed is held twice otherwise.
+
+        A tensor that is looked at afterwards is read again.
+        """
+
     def refuse_leftovers(self, used: Iterable[str], derived: Sequence[str] = ()) -> None:
         """Raise if there are tensors that a model did not ask for: it would not be the model that was trained.
 
@@ -90,6 +96,10 @@ class Checkpoint(ABC):
         it, and so do two quantisations. It reads a few pages of each tensor, not all.
         """
         digest = hashlib.sha256(self.config.architecture.encode())
+        rope = self.config.rope
+        if rope is not None and rope.kind == "longrope":
+            # The context that is run decides how keys are turned, so keys of another are of no use.
+            digest.update(f"\0{rope.context}".encode())
         for name in sorted(self.names()):
             weight = self._read(name)
             data = memoryview(weight.data).cast("B")

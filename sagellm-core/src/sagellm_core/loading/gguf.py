@@ -133,6 +133,11 @@ class GGUFFile:
         """A tensor's bytes; a view of the mapped file."""
         return memoryview(self._map)[tensor.start : tensor.start + tensor.nbytes]
 
+    def release(self) -> None:
+        """Let go of the file's pages in memory; they are read again when they are looked at."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def _header(self) -> tuple[int, int, int]:
         if self._map[:4] != MAGIC:
             raise corrupt(self.path, f"is not a GGUF file: it begins with {self._map[:4]!r} instead of {MAGIC!r}")

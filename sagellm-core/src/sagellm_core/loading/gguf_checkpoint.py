@@ -6,7 +6,7 @@ Knows nothing of how a block format is decoded: rows move whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -15,27 +15,10 @@ from sagellm_protocol.backend import RawWeight
 from .base import Checkpoint
 from .errors import corrupt
 from .gguf import GGUFFile, GGUFTensor
-from .gguf_config import PERMUTED, read_gguf_config
+from .gguf_config import family_of, read_gguf_config
+from .gguf_families import GGUFFamily
 
-_TOP: Mapping[str, str] = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_IN_LAYER: Mapping[str, str] = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_CONSUMED = frozenset({"rope_freqs.weight"})
+_CONSUMED = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 """Tensors that the configuration has already taken in."""
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
 _QUERY_KEY = re.compile(r".*\.self_attn\.(?P<which>[qk])_proj\.(?:weight|bias)")
@@ -53,12 +36,12 @@ class GGUFCheckpoint(Checkpoint):
         self.path = path
         self.file = GGUFFile(path)
         self.config = read_gguf_config(self.file)
-        self._permuted = self.config.model_type in PERMUTED
+        self.family = family_of(self.file)
 
     @cached_property
     def _tensors(self) -> dict[str, GGUFTensor]:
         kept = [tensor for name, tensor in self.file.tensors.items() if name not in _CONSUMED]
-        return {hf_name(tensor.name): tensor for tensor in kept}
+        return {hf_name(tensor.name, self.family): tensor for tensor in kept}
 
     def names(self) -> Iterable[str]:
         """In the order of the file."""
@@ -67,10 +50,13 @@ class GGUFCheckpoint(Checkpoint):
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
+    def release(self) -> None:
+        self.file.release()
+
     def _read(self, name: str) -> RawWeight:
         tensor = self._tensors[name]
         data: memoryview | bytes = self.file.data(tensor)
-        which = _QUERY_KEY.fullmatch(name) if self._permuted else None
+        which = _QUERY_KEY.fullmatch(name) if self.family.permuted else None
         if which is not None:
             heads = self.config.num_heads if which["which"] == "q" else self.config.num_kv_heads
             data = self._halves_first(tensor, memoryview(data), heads)
@@ -89,13 +75,13 @@ class GGUFCheckpoint(Checkpoint):
         return b"".join(data[index * row : (index + 1) * row] for index in order)
 
 
-def hf_name(name: str) -> str:
-    """Hugging Face's name of a GGUF tensor; a name that is not known stays as it is."""
+def hf_name(name: str, family: GGUFFamily) -> str:
+    """Hugging Face's name of a family's tensor; a name that is not known stays as it is."""
     match = _NAME.fullmatch(name)
     if match is None:
         return name
     if match["layer"] is None:
-        part = _TOP.get(match["part"])
+        part = family.top.get(match["part"])
         return f"{part}.{match['kind']}" if part else name
-    part = _IN_LAYER.get(match["part"])
-    return f"model.layers.{match['layer']}.{part}.{match['kind']}" if part else name
+    part = family.in_layer.get(match["part"])
+    return f"{family.layers}.{match['layer']}.{part}.{match['kind']}" if part else name

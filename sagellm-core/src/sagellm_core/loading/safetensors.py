@@ -85,6 +85,11 @@ class SafetensorsFile:
         """A tensor's bytes; a view of the mapped file."""
         return memoryview(self._map)[tensor.start : tensor.start + tensor.nbytes]
 
+    def release(self) -> None:
+        """Let go of the file's pages in memory; they are read again when they are looked at."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def _header(self) -> tuple[dict[str, Any], int]:
         size = len(self._map)
         if size < _LENGTH.size:

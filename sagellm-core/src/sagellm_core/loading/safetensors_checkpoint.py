@@ -46,6 +46,10 @@ class SafetensorsCheckpoint(Checkpoint):
     def __contains__(self, name: object) -> bool:
         return name in self._where
 
+    def release(self) -> None:
+        for file in set(self._where.values()):
+            file.release()
+
     def _read(self, name: str) -> RawWeight:
         file = self._where[name]
         tensor = file.tensors[name]

@@ -1,17 +1,14 @@
 """A core in a child process: started, watched, and told apart from a core that was asked to end.
 
-The child is a new interpreter (nothing of a threaded parent is forked). Its death is noticed by waiting on it, not by
-silence.
+The child's death is noticed by waiting on it, not by silence.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import deque
@@ -24,6 +21,7 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .failure import describe_exit
 from .messages import CoreMessage, Failed, FrontMessage, Hello, Ready, Stop
+from .spawn import CoreProcess
 from .zeromq import Dealer
 
 logger = logging.getLogger("sagellm_core.child")
@@ -33,11 +31,6 @@ SHOWN_LINES = 5
 GRACE_S = 10.0
 """How long a core may take to end when told to: a step may be under way."""
 _LONGEST_SOCKET_PATH = 100  # the system's limit is 104 to 108 bytes
-_BOOTSTRAP = (
-    # Not -m: it would look for every module in the working folder first, where a json.py may be the user's own.
-    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]]; "
-    "from sagellm_core.transport.child import main; sys.exit(main())"
-)
 
 
 class ProcessClient:
@@ -47,12 +40,14 @@ class ProcessClient:
         spec: Of the engine.
         path: Of the model.
         factory: ``module:function`` that makes the core, in the child.
+        child: One that waits for its task; by default a new one.
     """
 
-    def __init__(self, spec: EngineSpec, path: Path, factory: str) -> None:
+    def __init__(self, spec: EngineSpec, path: Path, factory: str, child: CoreProcess | None = None) -> None:
         self._spec = spec
         self._path = path
         self._factory = factory
+        self._child = child
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,28 +116,18 @@ class ProcessClient:
         return list(self._lines)[-lines:] if lines > 0 else ()
 
     def _spawn(self, address: str) -> subprocess.Popen[bytes]:
-        task = {
-            "spec": self._spec.model_dump_json(),
-            "model": str(self._path),
-            "factory": self._factory,
-            "address": address,
-            "folder": str(self._folder),
-            "path": sys.path,
-            "log_level": logger.getEffectiveLevel(),
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-c", _BOOTSTRAP, str(Path(__file__).parents[2])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+        child = self._child or CoreProcess()
+        child.give(
+            {
+                "spec": self._spec.model_dump_json(),
+                "model": str(self._path),
+                "factory": self._factory,
+                "address": address,
+                "folder": str(self._folder),
+                "log_level": logger.getEffectiveLevel(),
+            }
         )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(task).encode() + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended already, and whoever waits on it will say why
-        return process
+        return child.process
 
     def _watch(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
