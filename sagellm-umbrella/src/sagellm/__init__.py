@@ -6,7 +6,6 @@ Composes its components and knows nothing of how any of them works inside.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ._exports import EXPORTS
@@ -49,6 +48,8 @@ __all__ = [*EXPORTS, "__version__"]  # noqa: PLE0604  the table is the one list 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version  # not above: it takes as long to import as all of this package
+
         return version("isagellm")
     if name not in EXPORTS:
         raise AttributeError(f"module 'sagellm' has no attribute {name!r}")

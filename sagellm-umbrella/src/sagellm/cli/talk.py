@@ -12,12 +12,10 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from sagellm.client import AsyncInferenceClient
-from sagellm.client._wire import first_model
 from sagellm_protocol import (
     DeltaEvent,
     EndEvent,
@@ -34,6 +32,9 @@ from sagellm_protocol import (
 )
 
 from .fetch import Report, fetch
+
+if TYPE_CHECKING:
+    from sagellm.client import AsyncInferenceClient
 
 
 @dataclass
@@ -146,6 +147,10 @@ def local_source(spec: EngineSpec, report: Report) -> Iterator[tuple[BlockingPor
 @contextmanager
 def remote_source(url: str, model: str | None, api_key: str | None) -> Iterator[tuple[BlockingPortal, Source]]:
     """Talk to a running gateway."""
+    # Not above: httpx takes as long to import as all else that a command does.
+    from sagellm.client import AsyncInferenceClient
+    from sagellm.client._wire import first_model
+
     with start_blocking_portal() as portal:
         client = AsyncInferenceClient.create(url, api_key=api_key)
         try:
