@@ -90,6 +90,29 @@ ENGINE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
         Annotated[str | None, typer.Option(help="Template, or its file, in place of the model's.", show_default=False)],
         None,
     ),
+    "trust_request_chat_template": (
+        Annotated[
+            bool,
+            typer.Option("--trust-request-chat-template", help="Run templates that requests bring; they are programs."),
+        ],
+        False,
+    ),
+    "tool_parser": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help="How the model writes tool calls, if its template misleads; or none.", show_default=False
+            ),
+        ],
+        None,
+    ),
+    "reasoning_parser": (
+        Annotated[
+            str | None,
+            typer.Option(help="How the model writes its reasoning; none leaves it in the text.", show_default=False),
+        ],
+        None,
+    ),
     "max_model_len": (
         Annotated[int | None, typer.Option(min=1, help="Most tokens of prompt and output.", show_default=False)],
         None,
