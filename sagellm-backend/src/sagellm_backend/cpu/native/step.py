@@ -1,0 +1,69 @@
+"""A step's integers as the kernels read them, laid out once and used by every layer.
+
+Knows nothing of heads or values.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagellm_protocol.backend import AttentionBatch
+
+from .pool import NativeKV
+from .structs import Step
+
+
+class NativePlan:
+    """Who attends to what in one step.
+
+    Attributes:
+        cache: The pool it is a step over.
+        struct: What the kernels are given; ``ids`` is the caller's to set.
+        tokens: New tokens of the step.
+    """
+
+    def __init__(self, cache: NativeKV, batch: AttentionBatch) -> None:
+        self.cache = cache
+        query_lens = np.asarray(batch.query_lens, dtype=np.int32)
+        context_lens = np.asarray(batch.context_lens, dtype=np.int32)
+        width = max((len(table) for tables in batch.block_tables for table in tables), default=0)
+        tables = [_rectangle(tables, width) for tables in batch.block_tables]
+        pointers = (ctypes.c_void_p * len(tables))(*(table.ctypes.data for table in tables))
+        self.tokens = int(query_lens.sum())
+        self._query_lens, self._context_lens = query_lens, context_lens
+        self._kept = (tables, pointers)  # the struct points to them
+        self.struct = Step(
+            self.tokens,
+            len(query_lens),
+            cache.block_size,
+            cache.kind,
+            None,
+            self._positions.ctypes.data,
+            query_lens.ctypes.data,
+            context_lens.ctypes.data,
+            ctypes.addressof(pointers),
+            width,
+            0,
+            cache.address,
+            cache.block_bytes,
+            cache.layer_offsets.ctypes.data,
+        )
+
+    @cached_property
+    def _positions(self) -> NDArray[np.int32]:
+        """Of each token, where it stands in its sequence: ``[T]``."""
+        lens, ends = self._query_lens, self._context_lens
+        before = np.repeat(ends - np.cumsum(lens, dtype=np.int32), lens)
+        return before + np.arange(self.tokens, dtype=np.int32)
+
+
+def _rectangle(tables: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
+    padded = np.zeros((len(tables), width), dtype=np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return padded
