@@ -138,6 +138,15 @@ def test_gates_agree_with_the_reference(fast, truth, dtype, rows):
         close(fast.gelu_mul(x, approximate=approximate), truth.gelu_mul(x, approximate=approximate), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_plain_activations_and_caps_agree_with_the_reference(fast, truth, dtype, rows):
+    x = random(rows, 19, dtype=dtype)
+    for approximate in (False, True):
+        close(fast.gelu(x.clone(), approximate=approximate), truth.gelu(x.clone(), approximate=approximate), dtype)
+    close(fast.softcap(x.clone(), 1.5), truth.softcap(x.clone(), 1.5), dtype)
+
+
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("tokens", [0, 1, 9])
 def test_experts_agree_with_the_reference(fast, truth, renormalize, tokens):

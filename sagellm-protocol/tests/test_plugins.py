@@ -35,6 +35,16 @@ def test_an_installed_distribution_provides_an_implementation(install, group: st
     assert plugins.load(group, "toy")() == "made"
 
 
+def test_what_is_installed_while_the_process_runs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "late" not in plugins.installed(plugins.ENGINES)
+    info = tmp_path / "late-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{plugins.ENGINES}]\nlate = json:dumps\n")
+    assert "late" in plugins.installed(plugins.ENGINES)
+
+
 def test_the_mock_engine_is_installed_with_the_contract() -> None:
     engine = plugins.load(plugins.ENGINES, "mock")(EngineSpec(engine="mock", model="m"))
     assert engine.info.mock

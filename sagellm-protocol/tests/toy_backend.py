@@ -145,6 +145,12 @@ class ToyBackend:
     def gelu_mul(self, gate_up: np.ndarray, *, approximate: bool) -> np.ndarray:
         return truth.gelu_mul(gate_up, approximate=approximate)
 
+    def gelu(self, x: np.ndarray, *, approximate: bool) -> np.ndarray:
+        return truth.gelu(x, approximate=approximate)
+
+    def softcap(self, x: np.ndarray, cap: float) -> np.ndarray:
+        return truth.softcap(x, cap)
+
     def moe(
         self,
         x: np.ndarray,

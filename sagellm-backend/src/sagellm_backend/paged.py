@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from typing_extensions import Buffer
 
@@ -15,6 +14,7 @@ from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .dtypes import bytes_tensor
+from .pages import untouched
 
 
 def group_specs(specs: Sequence[KVSpec]) -> tuple[tuple[KVSpec, ...], tuple[int, ...]]:
@@ -71,8 +71,8 @@ class PagedKV:
         sizes = [heads * rows * size for heads, rows, size in shapes]
         self.nbytes = sum(sizes) * dtype.itemsize
         try:
-            # calloc hands out untouched zero pages; torch.zeros would write them all.
-            store = torch.from_numpy(np.zeros(self.nbytes, dtype=np.uint8)).view(dtype)
+            # torch.zeros would write it all; huge pages would make one token of each plane hold 2 MB.
+            store = torch.from_numpy(untouched(self.nbytes, huge=False)).view(dtype)
         except MemoryError:
             raise too_large(num_blocks, self.nbytes) from None
         self._planes = [piece.view(shape) for piece, shape in zip(torch.split(store, sizes), shapes, strict=True)]

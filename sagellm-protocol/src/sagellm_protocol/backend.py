@@ -424,6 +424,14 @@ class Backend(Protocol[T]):
         """``gelu(gate) * up`` likewise; ``approximate`` is the tanh form."""
         ...
 
+    def gelu(self, x: T, *, approximate: bool) -> T:
+        """``gelu(x)``, for MLPs without a gate; ``approximate`` is the tanh form. May overwrite ``x``."""
+        ...
+
+    def softcap(self, x: T, cap: float) -> T:
+        """``cap * tanh(x / cap)``: bounds logits smoothly to ``(-cap, cap)``. May overwrite ``x``."""
+        ...
+
     def moe(
         self, x: T, router_logits: T, gate_up: Sequence[Weight], down: Sequence[Weight], top_k: int, renormalize: bool
     ) -> T:

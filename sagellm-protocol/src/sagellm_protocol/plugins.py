@@ -6,7 +6,10 @@ Knows the names of the groups and nothing of what is behind them.
 from __future__ import annotations
 
 import inspect
+import sys
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import get_protocol_members
@@ -38,7 +41,7 @@ def installed(group: str) -> dict[str, EntryPoint]:
     Raises:
         SageLLMError: ``CONFLICT`` when two distributions claim one name with different objects.
     """
-    names = sorted({point.name for point in entry_points(group=group)})
+    names = sorted({point.name for point in _points(group)})
     return {name: _find(group, name) for name in names}
 
 
@@ -87,7 +90,7 @@ def _has(made: object, member: str) -> bool:
 
 def _find(group: str, name: str) -> EntryPoint:
     """The one entry point of a name; what others of its group are like does not matter."""
-    points = entry_points(group=group)
+    points = _points(group)
     claims = {point.value: point for point in points if point.name == name}
     if not claims:
         known = ", ".join(sorted({point.name for point in points}))
@@ -102,6 +105,24 @@ def _find(group: str, name: str) -> EntryPoint:
             f" {' and '.join(_origin(point) for point in claims.values())}; uninstall all but one of them",
         )
     return next(iter(claims.values()))
+
+
+def _points(group: str) -> tuple[EntryPoint, ...]:
+    """Entry points of ``group``; read again where the search path, or what is installed on it, has changed."""
+    return tuple(_scan(tuple((place, _changed_at(place)) for place in sys.path)).select(group=group))
+
+
+@lru_cache(maxsize=1)
+def _scan(places: tuple[tuple[str, int], ...]) -> Any:
+    # Every installed distribution's files are read for it: 15 ms where there are a hundred, and a start asks ten times.
+    return entry_points()
+
+
+def _changed_at(place: str) -> int:
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _origin(point: EntryPoint) -> str:

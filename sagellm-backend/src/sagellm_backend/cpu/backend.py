@@ -162,6 +162,14 @@ class CpuBackend(TorchBackend):
         gate, up = gate_up.chunk(2, -1)
         return F.gelu(gate, approximate="tanh" if approximate else "none").mul_(up)
 
+    def gelu(self, x: torch.Tensor, *, approximate: bool) -> torch.Tensor:
+        """``gelu(x)``."""
+        return F.gelu(x, approximate="tanh" if approximate else "none")
+
+    def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
+        """``cap * tanh(x / cap)``, rounded once: a quotient in BF16 would lose what a large cap leaves of it."""
+        return x.float().div(cap).tanh_().mul_(cap).to(x.dtype)
+
     def moe(
         self,
         x: torch.Tensor,

@@ -123,6 +123,14 @@ class ReferenceBackend(TorchBackend):
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (F.gelu(gate, approximate="tanh" if approximate else "none") * up).to(gate_up.dtype)
 
+    def gelu(self, x: torch.Tensor, *, approximate: bool) -> torch.Tensor:
+        """``gelu(x)``."""
+        return F.gelu(x.float(), approximate="tanh" if approximate else "none").to(x.dtype)
+
+    def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
+        """``cap * tanh(x / cap)``."""
+        return (cap * torch.tanh(x.float() / cap)).to(x.dtype)
+
     def moe(
         self,
         x: torch.Tensor,

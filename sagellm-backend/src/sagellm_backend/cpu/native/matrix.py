@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from sagellm_backend import formats
+from sagellm_backend.pages import untouched
 from sagellm_protocol.backend import RawWeight, WeightFormat
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
@@ -43,10 +43,7 @@ class MatrixStore:
     def take(self, size: int) -> NDArray[np.uint8]:
         """``size`` bytes of zeros, aligned to 64."""
         if self._used + size > self._chunk.size:
-            chunk = mmap.mmap(-1, max(_CHUNK, size))
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                chunk.madvise(mmap.MADV_HUGEPAGE)
-            self._chunk = np.frombuffer(chunk, dtype=np.uint8)
+            self._chunk = untouched(max(_CHUNK, size), huge=True)
             self._used = 0
         piece = self._chunk[self._used : self._used + size]
         self._used += -(-size // 64) * 64

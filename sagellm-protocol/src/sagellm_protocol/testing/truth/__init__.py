@@ -6,7 +6,7 @@ Needs NumPy, which the package itself does not. Knows nothing of devices.
 from __future__ import annotations
 
 from .attention import paged_attention
-from .operations import embedding, gelu_mul, layer_norm, linear, moe, rms_norm, rope, silu_mul
+from .operations import embedding, gelu, gelu_mul, layer_norm, linear, moe, rms_norm, rope, silu_mul, softcap
 from .sampling import distribution, draw, logprobs
 from .weights import dequantize, random_blocks
 
@@ -15,6 +15,7 @@ __all__ = [
     "distribution",
     "draw",
     "embedding",
+    "gelu",
     "gelu_mul",
     "layer_norm",
     "linear",
@@ -25,4 +26,5 @@ __all__ = [
     "rms_norm",
     "rope",
     "silu_mul",
+    "softcap",
 ]

@@ -63,14 +63,26 @@ def silu_mul(gate_up: Floats) -> Floats:
 
 
 def gelu_mul(gate_up: Floats, *, approximate: bool) -> Floats:
-    """``[T, 2 I]`` to ``[T, I]`` (Hendrycks & Gimpel 2016)."""
+    """``[T, 2 I]`` to ``[T, I]``."""
     gate, up = np.split(gate_up, 2, axis=-1)
-    if approximate:
-        curve = np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))
-    else:
-        curve = np.vectorize(math.erf)(gate / math.sqrt(2))
-    product: Floats = 0.5 * gate * (1 + curve) * up
+    product: Floats = gelu(gate, approximate=approximate) * up
     return product
+
+
+def gelu(x: Floats, *, approximate: bool) -> Floats:
+    """Hendrycks & Gimpel 2016, by the error function or its tanh approximation."""
+    if approximate:
+        curve = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    else:
+        curve = np.vectorize(math.erf)(x / math.sqrt(2))
+    activated: Floats = 0.5 * x * (1 + curve)
+    return activated
+
+
+def softcap(x: Floats, cap: float) -> Floats:
+    """``cap * tanh(x / cap)`` (Bello et al. 2016)."""
+    capped: Floats = cap * np.tanh(x / cap)
+    return capped
 
 
 def softmax(x: Floats) -> Floats:

@@ -121,6 +121,19 @@ class OperationConformance(BackendSuite):
         got = backend.gelu_mul(self.tensor(backend, x, dtype), approximate=approximate)
         self.check_tensor(backend, got, want, dtype)
 
+    @pytest.mark.parametrize("approximate", [True, False])
+    def test_gelu(self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, approximate: bool) -> None:
+        x = 2 * rng.standard_normal((3, 23))
+        want = truth.gelu(self.rounded(backend, x, dtype), approximate=approximate)
+        got = backend.gelu(self.tensor(backend, x, dtype), approximate=approximate)
+        self.check_tensor(backend, got, want, dtype)
+
+    @pytest.mark.parametrize("cap", [0.5, 30.0])
+    def test_softcap(self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, cap: float) -> None:
+        x = 20 * rng.standard_normal((3, 23))
+        want = truth.softcap(self.rounded(backend, x, dtype), cap)
+        self.check_tensor(backend, backend.softcap(self.tensor(backend, x, dtype), cap), want, dtype)
+
     @pytest.mark.parametrize("renormalize", [True, False])
     @pytest.mark.parametrize("tokens", [1, 7])
     def test_moe(
