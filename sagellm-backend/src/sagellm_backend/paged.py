@@ -6,11 +6,12 @@ Knows nothing of attention, sequences or which blocks are in use.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from typing_extensions import Buffer
 
-from sagellm_protocol.backend import KVSpec
+from sagellm_protocol.backend import KVCache, KVSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .dtypes import bytes_tensor
@@ -44,6 +45,22 @@ def check_size(blocks: int, expected: int, held: int) -> None:
             f"{blocks} blocks of this layout take {expected} bytes, but {held} were given; both ends must agree on"
             " layers, heads, block size and dtype",
         )
+
+
+class Pool(KVCache, Protocol):
+    """A pool whose blocks can be moved, whatever their layout."""
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks ``source → target`` in every layer; every source is read before any target is written."""
+        ...
+
+    def export(self, blocks: Sequence[int]) -> bytes:
+        """Contents of blocks in every layer."""
+        ...
+
+    def load(self, blocks: Sequence[int], data: Buffer) -> None:
+        """Write what :meth:`export` of the same layout made."""
+        ...
 
 
 class PagedKV:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from sagellm_backend import collectives, formats, host
 from sagellm_backend.dtypes import TORCH, parse_dtype
-from sagellm_backend.paged import PagedKV
+from sagellm_backend.paged import PagedKV, Pool
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from sagellm_protocol.backend import (
     AttentionBatch,
@@ -192,15 +192,14 @@ class CpuBackend(TorchBackend):
 
     # -- attention ----------------------------------------------------------------------------------------------------
 
-    def allocate_kv(
-        self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType
-    ) -> PagedKV | native.NativeKV:
+    def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> Pool:
         """A pool of ``num_blocks`` blocks for each layer, untouched until written: the kernels' where they attend."""
         ours = self._kernels is not None and native.fits(specs)
         if dtype is DType.INT8:
             if not ours:
                 self._refuse(
-                    "keep keys and values in int8 here: that takes native kernels and heads of multiples of 16 up to 256"
+                    "keep keys and values in int8 here: that takes native kernels, and heads of a multiple of 16 up to"
+                    " 256"
                 )
         else:
             self.check_dtype(dtype)
@@ -210,16 +209,19 @@ class CpuBackend(TorchBackend):
             self._refuse(f"take blocks of {block_size} tokens; the most is {native.LARGEST_BLOCK}")
         return native.NativeKV(self._kernels, specs, num_blocks, block_size, dtype)
 
-    def plan_attention(self, cache: PagedKV | native.NativeKV, batch: AttentionBatch) -> StepPlan | native.NativePlan:
+    def plan_attention(self, cache: Pool, batch: AttentionBatch) -> StepPlan | native.NativePlan:
         """Index tensors and masks of a step."""
-        return native.NativePlan(cache, batch) if isinstance(cache, native.NativeKV) else plan_step(cache, batch)
+        if isinstance(cache, native.NativeKV):
+            return native.NativePlan(cache, batch)
+        assert isinstance(cache, PagedKV)
+        return plan_step(cache, batch)
 
     def attention(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        cache: PagedKV | native.NativeKV,
+        cache: Pool,
         layer: int,
         plan: StepPlan | native.NativePlan,
         *,

@@ -33,9 +33,9 @@ def attend(
 ) -> torch.Tensor:
     """Write this step's keys and values, then attend: ``[T, Hq, D]`` to ``[T, Hq, Dv]`` in ``q``'s type."""
     if q.dtype not in _TYPES:
-        return attend(
-            library, q.float(), k, v, cache, layer, plan, scale=scale, softcap=softcap, level=level
-        ).to(q.dtype)
+        return attend(library, q.float(), k, v, cache, layer, plan, scale=scale, softcap=softcap, level=level).to(
+            q.dtype
+        )
     q, k, v = q.contiguous(), k.to(q.dtype).contiguous(), v.to(q.dtype).contiguous()
     spec = cache.specs[layer]
     out = torch.empty(q.shape[0], q.shape[1], spec.value_dim, dtype=q.dtype)

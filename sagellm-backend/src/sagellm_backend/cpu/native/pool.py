@@ -89,4 +89,6 @@ class NativeKV:
             SageLLMError: ``INVALID_REQUEST`` when ``data`` is not of the size that these blocks take.
         """
         check_size(len(blocks), self.block_bytes * len(blocks), memoryview(data).nbytes)
-        self._blocks[list(blocks)] = np.frombuffer(data, dtype=np.uint8).reshape(len(blocks), self.block_bytes)
+        self._blocks[list(blocks)] = np.frombuffer(memoryview(data), dtype=np.uint8).reshape(
+            len(blocks), self.block_bytes
+        )

@@ -59,7 +59,7 @@ class NativePlan:
         """Of each token, where it stands in its sequence: ``[T]``."""
         lens, ends = self._query_lens, self._context_lens
         before = np.repeat(ends - np.cumsum(lens, dtype=np.int32), lens)
-        return before + np.arange(self.tokens, dtype=np.int32)
+        return (before + np.arange(self.tokens, dtype=np.int32)).astype(np.int32, copy=False)
 
 
 def _rectangle(tables: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
