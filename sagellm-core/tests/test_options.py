@@ -25,6 +25,8 @@ REFUSED: list[tuple[dict[str, Any], ErrorCode, str]] = [
     ({"device": "abacus"}, ErrorCode.NOT_INSTALLED, "abacus"),
     ({"device": "cpu:7"}, ErrorCode.UNSUPPORTED, "cpu:7"),
     ({"tokenizer": "./nowhere"}, ErrorCode.MODEL_NOT_FOUND, "nowhere"),
+    ({"tool_parser": "telepathy"}, ErrorCode.INVALID_REQUEST, "there are deepseek, harmony, hermes, json"),
+    ({"reasoning_parser": "telepathy"}, ErrorCode.INVALID_REQUEST, "there are harmony, mistral, think, and none"),
     ({"chat_template": "./nowhere.jinja"}, ErrorCode.INVALID_REQUEST, "nowhere.jinja"),
     ({"revision": "v2"}, ErrorCode.INVALID_REQUEST, "revision"),
     ({"load_format": "gguf"}, ErrorCode.MODEL_NOT_FOUND, "gguf"),
@@ -146,4 +148,5 @@ def test_a_tokenizer_and_a_template_may_come_from_elsewhere(model: Path, tmp_pat
 def test_no_field_of_a_spec_is_left_out_here() -> None:
     refused = {name for fields, _, _ in REFUSED for name in fields}
     honoured = {"engine", "model", "core", "threads", "served_names", "block_size", "prefix_caching", "seed"}
+    honoured.add("trust_request_chat_template")
     assert refused | honoured == set(EngineSpec.model_fields)

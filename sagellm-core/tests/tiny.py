@@ -10,17 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
+from transformers import PreTrainedModel
 
 VOCAB = 131
 CONTEXT = 96
@@ -51,21 +42,66 @@ def _rope(**scaling: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10_000.0, **scaling}}
 
 
-def _llama(**overrides: Any) -> Recipe:
-    return lambda: LlamaForCausalLM(LlamaConfig(**_sizes(**overrides)))
+def _of(architecture: str, config: str, **fixed: Any) -> Callable[..., Recipe]:
+    """Recipes of one architecture, given what differs from the usual sizes."""
+
+    def recipe(**overrides: Any) -> Recipe:
+        def make() -> PreTrainedModel:
+            sizes = {key: value for key, value in _sizes(**{**fixed, **overrides}).items() if value is not _ABSENT}
+            model: PreTrainedModel = getattr(transformers, architecture)(getattr(transformers, config)(**sizes))
+            return model
+
+        return make
+
+    return recipe
 
 
-def _mistral(**overrides: Any) -> Recipe:
-    return lambda: MistralForCausalLM(MistralConfig(**_sizes(**overrides)))
+_ABSENT = object()
+"""In place of a size that a configuration does not know."""
+_WITHOUT = dict.fromkeys(("num_key_value_heads", "intermediate_size"), _ABSENT)
 
-
-def _qwen2(**overrides: Any) -> Recipe:
-    return lambda: Qwen2ForCausalLM(Qwen2Config(**_sizes(**overrides)))
-
-
-def _qwen3(**overrides: Any) -> Recipe:
-    return lambda: Qwen3ForCausalLM(Qwen3Config(**_sizes(**overrides)))
-
+_cohere = _of("CohereForCausalLM", "CohereConfig", logit_scale=0.4, tie_word_embeddings=True)
+_cohere2 = _of("Cohere2ForCausalLM", "Cohere2Config", logit_scale=0.4, sliding_window=9, tie_word_embeddings=True)
+_falcon = _of("FalconForCausalLM", "FalconConfig", **_WITHOUT, tie_word_embeddings=True)
+_gemma = _of("GemmaForCausalLM", "GemmaConfig", head_dim=16, tie_word_embeddings=True)
+_gemma2 = _of("Gemma2ForCausalLM", "Gemma2Config", head_dim=16, sliding_window=9, tie_word_embeddings=True)
+_gemma3 = _of(
+    "Gemma3ForCausalLM",
+    "Gemma3TextConfig",
+    head_dim=16,
+    num_hidden_layers=7,
+    sliding_window=9,
+    tie_word_embeddings=True,
+)
+_gpt2 = _of(
+    "GPT2LMHeadModel",
+    "GPT2Config",
+    n_embd=48,
+    n_layer=3,
+    n_head=6,
+    n_positions=CONTEXT,
+    tie_word_embeddings=True,
+    **dict.fromkeys(
+        (*_WITHOUT, "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"), _ABSENT
+    ),
+)
+_gpt_neox = _of("GPTNeoXForCausalLM", "GPTNeoXConfig", num_key_value_heads=_ABSENT, rotary_pct=0.25)
+_granite = _of(
+    "GraniteForCausalLM",
+    "GraniteConfig",
+    embedding_multiplier=3.0,
+    attention_multiplier=0.2,
+    residual_multiplier=0.4,
+    logits_scaling=2.5,
+)
+_llama = _of("LlamaForCausalLM", "LlamaConfig")
+_mistral = _of("MistralForCausalLM", "MistralConfig")
+_olmo2 = _of("Olmo2ForCausalLM", "Olmo2Config")
+_phi3 = _of("Phi3ForCausalLM", "Phi3Config", pad_token_id=0, original_max_position_embeddings=24)
+_qwen2 = _of("Qwen2ForCausalLM", "Qwen2Config")
+_qwen3 = _of("Qwen3ForCausalLM", "Qwen3Config")
+_smollm3 = _of("SmolLM3ForCausalLM", "SmolLM3Config", num_hidden_layers=4, tie_word_embeddings=True)
+_stablelm = _of("StableLmForCausalLM", "StableLmConfig", hidden_size=96, partial_rotary_factor=0.25)
 
 _LLAMA3 = _rope(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=24
@@ -96,8 +132,37 @@ RECIPES: Mapping[str, Recipe] = {
     "llama, yarn rope untruncated": _llama(
         **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=24, truncate=False, attention_factor=1.3)
     ),
+    "cohere": _cohere(),
+    "cohere, norms of heads, biases": _cohere(use_qk_norm=True, attention_bias=True),
+    "cohere2": _cohere2(num_hidden_layers=4),
+    "falcon, one key/value head": _falcon(),
+    "falcon, groups and two norms": _falcon(new_decoder_architecture=True, num_kv_heads=2, bias=True),
+    "falcon, groups and one norm": _falcon(new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1),
+    "falcon, one after the other": _falcon(multi_query=False, parallel_attn=False, ffn_hidden_size=80),
+    "gemma": _gemma(),
+    "gemma, biases": _gemma(head_dim=8, attention_bias=True),
+    "gemma2": _gemma2(),
+    "gemma2, unbounded": _gemma2(attn_logit_softcapping=None, final_logit_softcapping=None, query_pre_attn_scalar=40),
+    "gemma3": _gemma3(),
+    "gemma3, linear rope, bounded": _gemma3(
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 8_000.0},
+        },
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=5.0,
+    ),
+    "gpt2": _gpt2(),
+    "gpt2, own width, unscaled": _gpt2(n_inner=80, scale_attn_weights=False, activation_function="gelu"),
+    "gpt_neox": _gpt_neox(),
+    "gpt_neox, one after the other": _gpt_neox(use_parallel_residual=False, attention_bias=False, rotary_pct=1.0),
+    "granite": _granite(),
+    "granite, tied, biases": _granite(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "mistral, window": _mistral(sliding_window=7),
     "mistral, no window": _mistral(sliding_window=None, head_dim=16),
+    "olmo2": _olmo2(),
+    "phi3": _phi3(),
+    "phi3, part rotated, window": _phi3(partial_rotary_factor=0.5, sliding_window=9, tie_word_embeddings=True),
     "qwen2": _qwen2(),
     "qwen2, tied, yarn rope": _qwen2(tie_word_embeddings=True, **_YARN),
     "qwen2, window on upper layers": _qwen2(use_sliding_window=True, sliding_window=9, max_window_layers=1),
@@ -106,6 +171,10 @@ RECIPES: Mapping[str, Recipe] = {
     "qwen3, window on the last layer": _qwen3(
         head_dim=16, use_sliding_window=True, sliding_window=9, max_window_layers=2
     ),
+    "smollm3": _smollm3(),
+    "smollm3, chosen layers": _smollm3(no_rope_layers=[0, 1, 1, 0], use_sliding_window=True, sliding_window=9),
+    "stablelm": _stablelm(),
+    "stablelm, parallel, norms of heads": _stablelm(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True),
 }
 
 
@@ -115,7 +184,7 @@ def make(name: str) -> PreTrainedModel:
     model = RECIPES[name]().eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("norm.weight"):
+            if parameter_name.endswith(".weight") and (parameter.ndim == 1 or "norm" in parameter_name):
                 parameter.uniform_(0.5, 1.5)
             elif parameter_name.endswith(".bias"):
                 parameter.normal_(0, 0.3)

@@ -41,6 +41,8 @@ def test_one_stop_string_stands_for_itself() -> None:
         ({"continue_final_message": True}, "add_generation_prompt=false"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"tool_choice": {"name": "a"}, "tools": [{"name": "b"}]}, "'a', which is not among the tools (b)"),
+        ({"reasoning_effort": "low"}, "reasoning_effort needs messages"),
+        ({"chat_template": "x"}, "chat_template needs messages"),
         ({"kv_transfer": {"role": "consume"}}, "a consumer needs a ticket"),
         ({"structured": {"regex": "a", "json_object": True}}, "got regex, json_object"),
         ({"slo": {"deadline_ms": 0}}, "greater than 0"),
@@ -64,6 +66,18 @@ def test_a_structured_output_has_exactly_one_form() -> None:
         ({}, {features.GENERATE}),
         ({"prompt": None, "messages": [{"role": "user", "content": "x"}]}, {features.GENERATE, features.CHAT}),
         ({"tools": [{"name": "t"}]}, {features.GENERATE, features.TOOLS}),
+        (
+            {"tools": [{"name": "t"}], "tool_choice": "required"},
+            {features.GENERATE, features.TOOLS, features.TOOL_CHOICE},
+        ),
+        (
+            {"tools": [{"name": "t"}], "tool_choice": {"name": "t"}},
+            {features.GENERATE, features.TOOLS, features.TOOL_CHOICE},
+        ),
+        (
+            {"prompt": None, "messages": [{"role": "user"}], "reasoning_effort": "low", "chat_template": "x"},
+            {features.GENERATE, features.CHAT, features.REASONING_EFFORT, features.CHAT_TEMPLATE},
+        ),
         ({"structured": {"regex": "a"}}, {features.GENERATE, features.STRUCTURED_OUTPUT}),
         ({"sampling": {"logprobs": 0}}, {features.GENERATE, features.LOGPROBS}),
         ({"sampling": {"prompt_logprobs": 0}}, {features.GENERATE, features.PROMPT_LOGPROBS}),

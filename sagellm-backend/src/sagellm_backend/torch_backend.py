@@ -5,20 +5,24 @@ Operations are its subclasses' own. Knows nothing of models, requests or schedul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NoReturn
 
 import torch
 from typing_extensions import Buffer
 
-from sagellm_protocol.backend import FusableUnit, Graph, KVSpec, MemoryInfo, RawWeight
+from sagellm_protocol.backend import FusableUnit, Graph, KVSpec, MemoryInfo, RawWeight, WeightFormat
 from sagellm_protocol.devices import DeviceInfo, DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from . import collectives, formats, host
 from .collectives import TorchGroup
 from .dtypes import TORCH, host_tensor
+from .formats import quantize
 from .paged import PagedKV, Pool
+
+logger = logging.getLogger(__name__)
 
 
 class TorchBackend:
@@ -27,6 +31,11 @@ class TorchBackend:
     name: str
     dtypes: tuple[DType, ...]
     """Types it computes in, preferred first."""
+    quantizations: tuple[str, ...] = tuple(quantize.QUANTIZATIONS)
+    """What weights can be quantised to at load."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
 
     @property
     def device(self) -> DeviceInfo:
@@ -66,6 +75,40 @@ class TorchBackend:
     def take_rows(self, x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """``x[rows]``."""
         return x.index_select(0, torch.tensor(rows, dtype=torch.int64))
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def stored(
+        self, parts: Sequence[RawWeight], quantization: str | None, kept: Container[WeightFormat] = formats.DECODERS
+    ) -> list[quantize.Stored]:
+        """Parts of a weight with their formats, quantised if that is asked for.
+
+        Args:
+            parts: Matrices of equal E.
+            quantization: What to quantise to, among :attr:`quantizations`.
+            kept: Formats that stay as they are stored, if they are small enough. Where every weight is expanded there
+                is nothing to gain by quantising one again, so all of them are.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` for a format or a quantisation that is not offered.
+        """
+        self.check_quantization(quantization)
+        found = [(part, formats.format_of(part, self.name)) for part in parts]
+        if quantization is None:
+            return found
+        packed = quantize.quantized(found, quantization, kept)
+        for (part, kind), (made, _) in zip(found, packed, strict=True):
+            if made is part:
+                small = f"stored as {kind.value}, it is no larger already"
+                reason = small if quantize.fits(part) else f"its rows are no whole blocks of {quantize.BLOCK}"
+                self.warn_once(f"{part.name} is not quantised to {quantization} but left as it is: {reason}", reason)
+        return packed
+
+    def warn_once(self, message: str, reason: str) -> None:
+        """Log a warning, unless one was logged for the same reason before: weights come by the hundred."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            logger.warning("%s (said once)", message)
 
     # -- the pool -----------------------------------------------------------------------------------------------------
 
@@ -124,12 +167,13 @@ class TorchBackend:
             )
 
     def check_quantization(self, quantization: str | None) -> None:
-        """Refuse quantising at load, which no backend of this module offers."""
-        if quantization is not None:
+        """Refuse quantising to what this backend does not offer."""
+        if quantization is not None and quantization not in self.quantizations:
+            offered = ", ".join(self.quantizations) or "none"
             raise SageLLMError(
                 ErrorCode.UNSUPPORTED,
-                f"backend {self.name!r} does not quantise to {quantization!r} at load; the formats it offers are: none."
-                " Leave quantization out, or load a checkpoint that is stored quantised",
+                f"backend {self.name!r} does not quantise to {quantization!r} at load; it offers {offered}."
+                " Name one of these, or leave quantization out",
                 "quantization",
             )
 

@@ -41,9 +41,8 @@ class ToyBackend(ReferenceBackend):
 
     def pack_weight(self, parts, dtype, *, use=None, bias=(), quantization=None):
         self.check_dtype(dtype)
-        self.check_quantization(quantization)
         vector = formats.torch.cat([self.tensor(part, dtype) for part in bias]) if bias else None
-        return KeptWeight([(part, formats.format_of(part, self.name)) for part in parts], vector, TORCH[dtype])
+        return KeptWeight(self.stored(parts, quantization), vector, TORCH[dtype])
 
 
 def create(device=None, *, dtype="auto", threads=None):

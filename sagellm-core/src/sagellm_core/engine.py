@@ -56,6 +56,9 @@ def _build_here(spec: EngineSpec, path: Path) -> EngineCore:
 
 
 def _refuse(spec: EngineSpec) -> None:
+    from .front.form import check_names
+
+    check_names(spec.tool_parser, spec.reasoning_parser)
     for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
         degree = getattr(spec, name)
         if degree != 1:

@@ -37,6 +37,12 @@ class EngineSpec(Ask):
     """Where the tokeniser is, if not beside the weights."""
     chat_template: str | None = None
     """A template, or the path of one, in place of the checkpoint's own."""
+    trust_request_chat_template: bool = False
+    """Let requests bring a template of their own. Templates are programs."""
+    tool_parser: str | None = None
+    """How the model writes calls; ``none`` switches tools off. Absent, the engine decides by the model."""
+    reasoning_parser: str | None = None
+    """How the model writes its reasoning; ``none`` leaves it in the text. Absent, the engine decides by the model."""
     tensor_parallel: int = Field(default=1, ge=1)
     pipeline_parallel: int = Field(default=1, ge=1)
     data_parallel: int = Field(default=1, ge=1)

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from .errors import ErrorCode, SageLLMError
-from .requests import EmbedRequest, Request, ScoreRequest
+from .requests import EmbedRequest, NamedTool, Request, ScoreRequest
 
 GENERATE = "generate"
 EMBED = "embed"
 SCORE = "score"
 CHAT = "chat"
+CHAT_TEMPLATE = "chat_template"
+"""A template that comes with the request, which runs only where the operator trusts callers so far."""
+REASONING_EFFORT = "reasoning_effort"
 TOOLS = "tools"
+TOOL_CHOICE = "tool_choice"
+"""That some tool, or a certain one, must be called."""
 STRUCTURED_OUTPUT = "structured_output"
 LOGPROBS = "logprobs"
 PROMPT_LOGPROBS = "prompt_logprobs"
@@ -29,7 +34,8 @@ DIMENSIONS = "dimensions"
 
 ALL = frozenset(
     {
-        *(GENERATE, EMBED, SCORE, CHAT, TOOLS, STRUCTURED_OUTPUT, LOGPROBS, PROMPT_LOGPROBS, LOGIT_BIAS),
+        *(GENERATE, EMBED, SCORE, CHAT, CHAT_TEMPLATE, REASONING_EFFORT, TOOLS, TOOL_CHOICE),
+        *(STRUCTURED_OUTPUT, LOGPROBS, PROMPT_LOGPROBS, LOGIT_BIAS),
         *(ALLOWED_TOKEN_IDS, BAD_WORDS, ECHO, ADAPTER, CACHE_SALT, KV_TRANSFER, DIMENSIONS),
     }
 )
@@ -38,7 +44,10 @@ ALL = frozenset(
 # How each feature shows in a request, beside the field that a refusal names.
 _IN_REQUEST = (
     (CHAT, "messages", lambda r: r.messages is not None),
+    (CHAT_TEMPLATE, "chat_template", lambda r: r.chat_template is not None),
+    (REASONING_EFFORT, "reasoning_effort", lambda r: r.reasoning_effort is not None),
     (TOOLS, "tools", lambda r: bool(r.tools)),
+    (TOOL_CHOICE, "tool_choice", lambda r: r.tool_choice == "required" or isinstance(r.tool_choice, NamedTool)),
     (STRUCTURED_OUTPUT, "structured", lambda r: r.structured is not None),
     (LOGPROBS, "sampling.logprobs", lambda r: r.sampling.logprobs is not None),
     (PROMPT_LOGPROBS, "sampling.prompt_logprobs", lambda r: r.sampling.prompt_logprobs is not None),

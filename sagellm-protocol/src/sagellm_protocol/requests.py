@@ -164,7 +164,11 @@ class Request(_Routed):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     """Go on writing the last message instead of opening a new one."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """A template in place of the model's own; only for engines that trust their callers with it."""
     chat_template_kwargs: dict[str, JsonValue] = Field(default={})
+    reasoning_effort: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """How much to reason before the answer (``low``, ``medium``, ``high``, …), for templates that read it."""
     tools: tuple[ToolDefinition, ...] = ()
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
@@ -184,6 +188,9 @@ class Request(_Routed):
             raise ValueError(
                 f"give exactly one of prompt, prompt_token_ids, messages (got {', '.join(given) or 'none'})"
             )
+        for name in ("chat_template", "reasoning_effort"):
+            if getattr(self, name) is not None and self.messages is None:
+                raise ValueError(f"{name} needs messages: a prompt goes through no template")
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message needs add_generation_prompt=false")
         wanted = self.tool_choice.name if isinstance(self.tool_choice, NamedTool) else None

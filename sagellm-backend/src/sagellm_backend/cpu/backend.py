@@ -52,6 +52,7 @@ class CpuBackend(TorchBackend):
     name = "cpu"
 
     def __init__(self, dtype: DType, kernels: native.Library | None = None) -> None:
+        super().__init__()
         self.dtypes = (dtype, *(other for other in offered_dtypes() if other is not dtype))
         self._kernels = kernels
         self._store = native.MatrixStore()
@@ -68,6 +69,7 @@ class CpuBackend(TorchBackend):
             kv_dtypes=(*self.dtypes, DType.INT8) if self._kernels else self.dtypes,
             weight_formats=tuple(kind.value for kind in formats.DECODERS),
             kept_quantized=tuple(kind.value for kind in native.KINDS) if self._kernels else (),
+            quantizations=self.quantizations,
             fused_units=("decoder",) if self._kernels else (),
             native_kernels=self._kernels.build if self._kernels else None,
             collectives=collectives.available_transports(),
@@ -85,14 +87,22 @@ class CpuBackend(TorchBackend):
         bias: Sequence[RawWeight] = (),
         quantization: str | None = None,
     ) -> CpuWeight | NativeMatrix:
-        """Lay it out for native kernels, or expand it to ``dtype`` and pack it for oneDNN."""
+        """Lay it out for native kernels, or expand it to ``dtype`` and pack it for oneDNN.
+
+        Quantised, it takes fewer bytes with native kernels alone. Without them it is expanded again: it has the same
+        values, and a warning says that it takes as much memory as before.
+        """
         self.check_dtype(dtype)
-        self.check_quantization(quantization)
-        stored = [(part, formats.format_of(part, self.name)) for part in parts]
+        native_dtype = self._kernels is not None and dtype is DType.BFLOAT16
+        stored = self.stored(parts, quantization, native.KINDS if native_dtype else formats.DECODERS)
+        if quantization is not None and not native_dtype:
+            without = "without native kernels" if self._kernels is None else f"in {dtype.value}"
+            reason = f"{quantization} saves no memory and no time {without}"
+            self.warn_once(f"{reason}: weights get the quantised values, but are expanded to be multiplied", reason)
         biases = [self.tensor(part, dtype) for part in bias]
         # A table that is only looked up is left in its file's pages, unless the kernels can keep it as small.
         packable = use is not WeightUse.EMBEDDING or all(kind in native.KINDS or kind in _PLAIN for _, kind in stored)
-        if self._kernels is not None and dtype is DType.BFLOAT16 and packable:
+        if self._kernels is not None and native_dtype and packable:
             return NativeMatrix(self._kernels, self._store, stored, torch.cat(biases) if biases else None)
         return weights.pack(
             stored,

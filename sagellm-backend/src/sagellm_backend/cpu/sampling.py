@@ -1,8 +1,9 @@
 """Sampling over a batch: each row pays only for what it asks.
 
-Every filter is a bound on the scaled logits, found among the few largest values and applied to the whole row; the draw
-walks token ids in ascending order. Reductions run along one row at widths that only that row decides, so a row's
-result does not depend on its neighbours. Knows nothing of requests or seeds.
+Row by row in NumPy: a row of scores stays in the processor's cache from its first reduction to its draw, nothing waits
+for a second thread (a row takes some tens of microseconds, waking a thread as long), and what a row draws cannot depend
+on its neighbours. No filter sorts the vocabulary: each looks at the few values that may be kept. Knows nothing of
+requests or seeds.
 """
 
 from __future__ import annotations
@@ -10,168 +11,158 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from sagellm_protocol.backend import RowLogprobs, Sampled, SamplingBatch
+from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from .edits import edit_logits
-from .topvalues import top_values
+from .edits import Rows, edit_logits, edits_any
+from .topvalues import Floats, Ints, first_of, floor_of_largest
 
 _TILE = 64
 """Token ids whose probabilities are summed as one, so that a draw walks V / 64 sums and then 64 tokens."""
 _FIRST_LOOK = 128
 """Largest values looked at first when only top-p asks for some."""
+_BUCKETS, _BUCKETS_A_NAT = 1024, 32
+"""What top-p sorts a row into when it keeps more; the last bucket takes weights below a millionth of a millionth."""
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
-    """Draw one token from each row of ``[R, V]``; overwrites ``logits``."""
-    logits = logits.float()
+    """Draw one token from each row of ``[R, V]``; overwrites ``logits``.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST`` for edits that cannot be made; ``INTERNAL`` for scores that are no numbers.
+    """
+    scores: Rows = logits.float().contiguous().numpy()
+    rows = len(scores)
+    reports: list[RowLogprobs | None] = [None] * rows
     wanted = [row for row, top in enumerate(batch.logprobs) if top is not None]
-    raw = logits[wanted] if wanted else logits
-    edit_logits(logits, batch)
-    drawn = [row for row, temperature in enumerate(batch.temperature) if temperature > 0]
-    if not drawn:
-        tokens = logits.argmax(-1).tolist()
+    edited = edits_any(batch)
+    raw = scores[wanted] if wanted and edited else scores
+    if edited:
+        edit_logits(scores, batch)
+    if batch.temperature.count(0) == rows:
+        tokens = _greedy(scores)
     else:
-        tokens = [0] * logits.shape[0]
-        greedy = [row for row, temperature in enumerate(batch.temperature) if temperature == 0]
-        if greedy:
-            for row, token in zip(greedy, logits[greedy].argmax(-1).tolist(), strict=True):
-                tokens[row] = token
-        for row, token in zip(drawn, _draw(logits, batch, drawn), strict=True):
-            tokens[row] = token
-    reports: list[RowLogprobs | None] = [None] * len(tokens)
-    if wanted:
-        tops = [batch.logprobs[row] or 0 for row in wanted]
-        for row, report in zip(wanted, logprobs_of(raw, [tokens[row] for row in wanted], tops), strict=True):
-            reports[row] = report
+        tokens = [_token(one, batch, row) for row, one in enumerate(scores)]
+    for place, row in enumerate(wanted):
+        reports[row] = _report(raw[place if edited else row], tokens[row], batch.logprobs[row] or 0)
     return Sampled(token_ids=tokens, logprobs=reports)
 
 
 def logprobs_of(raw: torch.Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
     """Log-probabilities of one token a row of ``[R, V]`` float32, each with its ``tops`` likeliest."""
-    logprobs = torch.log_softmax(raw, dim=-1)
-    own = logprobs.gather(1, torch.tensor(token_ids)[:, None])
-    ranks = ((logprobs > own).sum(-1) + 1).tolist()
-    return [
-        RowLogprobs(logprob=value, rank=rank, top=_likeliest(row, top))
-        for row, value, rank, top in zip(logprobs, own[:, 0].tolist(), ranks, tops, strict=True)
-    ]
+    scores: Rows = raw.contiguous().numpy()
+    return [_report(row, token, top) for row, token, top in zip(scores, token_ids, tops, strict=True)]
 
 
-def _likeliest(logprobs: torch.Tensor, top: int) -> tuple[tuple[int, float], ...]:
+def _report(raw: Floats, token: int, top: int) -> RowLogprobs:
+    logprobs = raw - raw.max()
+    logprobs -= np.log(np.exp(logprobs).sum())
+    own = logprobs[token]
+    return RowLogprobs(
+        logprob=own.item(), rank=int(np.count_nonzero(logprobs > own)) + 1, top=_likeliest(logprobs, top)
+    )
+
+
+def _likeliest(logprobs: Floats, top: int) -> tuple[tuple[int, float], ...]:
     """The likeliest tokens of a row ``[V]``; equals in order of id, also where the list ends among them."""
     if top == 0:
         return ()
-    bound = top_values(logprobs[None], min(top, logprobs.shape[0]))[0, -1]
-    ids = (logprobs >= bound).nonzero()[:, 0]
+    top = min(top, len(logprobs))
+    ids = np.flatnonzero(logprobs >= floor_of_largest(logprobs, top))
     pairs = zip(ids.tolist(), logprobs[ids].tolist(), strict=True)
     return tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:top])
 
 
-def _draw(logits: torch.Tensor, batch: SamplingBatch, rows: Sequence[int]) -> list[int]:
-    """Tokens of the rows that are not greedy."""
-    scaled = logits if len(rows) == logits.shape[0] else logits[list(rows)]
+def _greedy(scores: Rows) -> list[int]:
+    tokens = scores.argmax(-1)  # of equals the first; a NaN before all else
+    if np.isnan(scores[np.arange(len(tokens)), tokens]).any():
+        raise _no_numbers()
+    chosen: list[int] = tokens.tolist()
+    return chosen
+
+
+def _token(scores: Floats, batch: SamplingBatch, row: int) -> int:
+    if batch.temperature[row] == 0:
+        return _greedy(scores[None])[0]
     # Relative to the largest, a tiny temperature cannot overflow.
-    scaled = scaled - scaled.amax(-1, keepdim=True)
-    temperatures = torch.tensor([batch.temperature[row] for row in rows])
-    scaled.div_(temperatures[:, None])
-    _filter(scaled, batch, rows)
-    uniform = torch.tensor([batch.uniform[row] for row in rows], dtype=torch.float64)
-    tokens: list[int] = _inverse_cdf(scaled.exp_(), uniform).tolist()
-    return tokens
+    largest = scores.max()
+    if not math.isfinite(largest):
+        raise _no_numbers()
+    scaled = scores - largest
+    scaled /= np.float32(batch.temperature[row])
+    top_k, top_p, min_p = batch.top_k[row], batch.top_p[row], batch.min_p[row]
+    kept = _kept(scaled, top_k if top_k < len(scaled) else 0, top_p, min_p)
+    if kept is None:
+        return _draw_of_all(np.exp(scaled, out=scaled), batch.uniform[row])
+    return int(kept[_first_past(np.exp(scaled[kept]).cumsum(dtype=np.float64), batch.uniform[row])])
 
 
-def _filter(scaled: torch.Tensor, batch: SamplingBatch, rows: Sequence[int]) -> None:
-    """Put what top-k, top-p and min-p drop of scaled logits ``[R, V]`` at minus infinity."""
-    bounds = [math.log(batch.min_p[row]) if batch.min_p[row] > 0 else -math.inf for row in rows]
-    counts: dict[int, int] = {}
-    for place, (bound, count) in _last_kept(scaled, batch, rows).items():
-        if bound >= bounds[place]:
-            bounds[place] = bound
-            counts[place] = count
-    if max(bounds) == -math.inf:
-        return
-    limits = torch.tensor(bounds)[:, None]
-    if counts:
-        left = (scaled >= limits).sum(-1).tolist()
-        for place, count in counts.items():
-            # Among equals the lower ids are kept.
-            equals = (scaled[place] == bounds[place]).nonzero()[:, 0]
-            scaled[place, equals[len(equals) - (left[place] - count) :]] = -math.inf
-    scaled.masked_fill_(scaled < limits, -math.inf)
+def _kept(scaled: Floats, top_k: int, top_p: float, min_p: float) -> Ints | None:
+    """Ascending ids of what top-k, top-p and min-p leave of scaled logits ``[V]``; ``None`` for all."""
+    kept: Ints | None = None
+    if top_k:
+        kept = first_of(scaled, np.flatnonzero(scaled >= np.float32(floor_of_largest(scaled, top_k))), top_k)
+        if top_p < 1:
+            weights = np.exp(scaled[kept]).astype(np.float64)
+            kept = _nucleus(scaled, kept, top_p * weights.sum())
+    elif top_p < 1:
+        kept = _nucleus_of_all(scaled, top_p)
+    if min_p > 0:
+        bound = np.float32(math.log(min_p))
+        kept = np.flatnonzero(scaled >= bound) if kept is None else kept[scaled[kept] >= bound]
+    return kept
 
 
-def _last_kept(scaled: torch.Tensor, batch: SamplingBatch, rows: Sequence[int]) -> dict[int, tuple[float, int]]:
-    """By place in ``rows``, of those that top-k or top-p cuts: the smallest scaled logit kept, and how many are."""
-    size = scaled.shape[1]
-    looks: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        if 0 < batch.top_k[row] < size:
-            looks.setdefault(min(size, _width(batch.top_k[row])), []).append(place)
-        elif batch.top_p[row] < 1:
-            looks.setdefault(min(size, _FIRST_LOOK), []).append(place)
-    found: dict[int, tuple[float, int]] = {}
-    while looks:
-        width, places = looks.popitem()
-        largest = top_values(scaled if len(places) == len(rows) else scaled[places], width)  # [n, width], descending
-        for values, place in zip(largest, places, strict=True):
-            row = rows[place]
-            count = _count_kept(values, scaled[place], batch.top_k[row], batch.top_p[row])
-            if count is None:
-                # The whole of top-p does not lie among these: look further, in the end at everything.
-                looks.setdefault(min(size, width * 16), []).append(place)
-            else:
-                found[place] = values[count - 1].item(), count
-    return found
+def _nucleus_of_all(scaled: Floats, top_p: float) -> Ints:
+    """Ascending ids of the fewest likeliest that hold ``top_p`` of a row ``[V]`` together."""
+    weights = np.exp(scaled)
+    mass = top_p * float(weights.sum(dtype=np.float64))
+    if len(scaled) > _FIRST_LOOK * _TILE:
+        ids = np.flatnonzero(scaled >= np.float32(floor_of_largest(scaled, _FIRST_LOOK)))
+        if len(ids) <= 4 * _FIRST_LOOK and weights[ids].sum(dtype=np.float64) >= mass:
+            return _nucleus(scaled, ids, mass)
+    # Sorted into buckets by size, all but one of which are kept or dropped whole.
+    bucket = np.minimum(scaled * np.float32(-_BUCKETS_A_NAT), np.float32(_BUCKETS - 1)).astype(np.int64)
+    ends = np.bincount(bucket, weights, _BUCKETS).cumsum()
+    cut = min(int(ends.searchsorted(mass)), _BUCKETS - 1)
+    kept = bucket < cut
+    split = np.flatnonzero(bucket == cut)
+    if len(split):
+        kept[_nucleus(scaled, split, mass - (ends[cut - 1] if cut else 0.0))] = True
+    return np.flatnonzero(kept)
 
 
-def _width(top_k: int) -> int:
-    """Values looked at for a top-k: a power of two, so that rows of like k share a call and none depends on another."""
-    return max(_TILE, 1 << (top_k - 1).bit_length())
-
-
-def _count_kept(largest: torch.Tensor, scaled: torch.Tensor, top_k: int, top_p: float) -> int | None:
-    """How many of a row's ``largest`` values are kept; ``None`` when they do not reach top-p."""
-    size = scaled.shape[0]
-    limited = 0 < top_k < size
-    if limited:
-        largest = largest[:top_k]
-    if top_p >= 1:
-        return len(largest)
-    weights = largest.double().exp()
-    total = weights.sum() if limited else scaled.exp().sum(dtype=torch.float64)
+def _nucleus(scaled: Floats, ids: Ints, mass: float) -> Ints:
+    """Of ascending ``ids``, the fewest likeliest whose weights reach ``mass``, ascending."""
+    weights = np.exp(-np.sort(-scaled[ids])).astype(np.float64)
+    ends = weights.cumsum()
     # A token stays while those before it fall short.
-    before = weights.cumsum(-1) - weights
-    kept = int((before < top_p * total).sum())
-    return kept if limited or kept < len(weights) or len(weights) == size else None
+    count = int(np.count_nonzero(ends - weights < mass))
+    return first_of(scaled, ids, count)
 
 
-def _inverse_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first token of each row at which the running sum of ``weights`` passes ``uniform`` times their total.
-
-    Args:
-        weights: ``[R, V]`` float32, not negative, not all zero.
-        uniform: ``[R]`` float64 in [0, 1).
-
-    Returns:
-        ``[R]`` int64.
-    """
-    rows, size = weights.shape
-    if size % _TILE:
-        weights = torch.nn.functional.pad(weights, (0, -size % _TILE))
-    tiles = weights.view(rows, -1, _TILE)
-    ends = tiles.sum(-1).double().cumsum(-1)  # [R, V / tile]
-    target = uniform[:, None] * ends[:, -1:]
+def _draw_of_all(weights: Floats, uniform: float) -> int:
+    """The first id at which the running sum of ``weights [V]`` passes ``uniform`` times their total."""
+    whole = len(weights) // _TILE * _TILE
+    sums = weights[:whole].reshape(-1, _TILE).sum(1)
+    if whole < len(weights):
+        sums = np.append(sums, weights[whole:].sum())
+    ends = sums.cumsum(dtype=np.float64)
     # A tile of weight zero ends where the one before it does, so the first that passes the target is never one.
-    tile = _first_past(ends, target)
-    before = ends.gather(1, (tile - 1).clamp_(min=0)).masked_fill_(tile == 0, 0.0)
-    inside = tiles.gather(1, tile[:, :, None].expand(-1, 1, _TILE))[:, 0].double().cumsum(-1)
-    place = _first_past(inside, target - before)
-    return (tile * _TILE + place)[:, 0]
+    tile = _first_past(ends, uniform)
+    before = ends[tile - 1] if tile else 0.0
+    inside = weights[tile * _TILE : (tile + 1) * _TILE].cumsum(dtype=np.float64)
+    return tile * _TILE + _first_past(inside, (uniform * ends[-1] - before) / inside[-1])
 
 
-def _first_past(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Index of the first of ``ends`` greater than ``target``, ``[R, 1]``; if by rounding none is, of the last rise."""
-    rise = torch.searchsorted(ends, ends[:, -1:].contiguous())
-    return torch.minimum(torch.searchsorted(ends, target.contiguous(), right=True), rise)
+def _first_past(ends: np.ndarray[tuple[int], np.dtype[np.float64]], share: float) -> int:
+    """Index of the first of ``ends`` greater than ``share`` of the last; if by rounding none is, of the last rise."""
+    place = int(ends.searchsorted(share * ends[-1], side="right"))
+    return min(place, int(ends.searchsorted(ends[-1])))
+
+
+def _no_numbers() -> SageLLMError:
+    return SageLLMError(ErrorCode.INTERNAL, "the model's scores are no numbers")

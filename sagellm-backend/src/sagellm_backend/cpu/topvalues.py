@@ -1,33 +1,52 @@
-"""The largest values of long rows, without sorting them. Knows nothing of sampling."""
+"""The largest values of a long row, without sorting it. Knows nothing of sampling."""
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-_TILE = 64
+import numpy as np
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_DEPTH = 64
 
 
-def top_values(x: torch.Tensor, count: int) -> torch.Tensor:
-    """The ``count`` largest values of each row, descending.
+def floor_of_largest(x: Floats, count: int) -> float:
+    """A value that at least ``count`` of ``x`` reach, and few more.
 
-    The ``count`` largest lie in the ``count`` tiles of the largest maxima, so a row is read once and only those are
-    sorted.
+    The row is read as columns of 64: the ``count`` largest column maxima are ``count`` values of the row. Where columns
+    are fewer than that, the ``count``-th largest value itself.
 
     Args:
-        x: ``[R, V]``.
-        count: At most V.
+        x: ``[V]``, no NaN.
+        count: 1 to V.
+    """
+    columns = len(x) // _DEPTH
+    if count <= columns:
+        x = x[: columns * _DEPTH].reshape(_DEPTH, columns).max(0)
+    return float(np.partition(x, len(x) - count)[len(x) - count])
+
+
+def first_of(x: Floats, ids: Ints, count: int) -> Ints:
+    """Of ``ids``, those of the ``count`` largest values of ``x``; among equals the lower ids.
+
+    Args:
+        x: ``[V]``.
+        ids: Ascending.
+        count: 1 to the number of ``ids``.
 
     Returns:
-        ``[R, count]``.
+        ``[count]``, ascending.
     """
-    _rows, size = x.shape
-    whole = size // _TILE * _TILE
-    if count * _TILE * 2 > whole:
-        return torch.sort(x, dim=-1, descending=True).values[:, :count]
-    tiles = x[:, :whole].unflatten(1, (-1, _TILE))  # [R, V / tile, tile]
-    best = tiles.amax(-1).topk(count, dim=-1, sorted=False).indices
-    few = tiles.gather(1, best[:, :, None].expand(-1, -1, _TILE)).flatten(1)
-    if whole < size:
-        few = torch.cat((few, x[:, whole:]), dim=1)
-    largest: torch.Tensor = few.topk(count, dim=-1).values
-    return largest
+    surplus = len(ids) - count
+    if not surplus:
+        return ids
+    values = x[ids]
+    bound = np.partition(values, surplus)[surplus]
+    ids, values = ids[values >= bound], values[values >= bound]
+    surplus = len(ids) - count
+    if not surplus:
+        return ids
+    equals = np.flatnonzero(values == bound)
+    return np.delete(ids, equals[len(equals) - surplus :])

@@ -42,6 +42,7 @@ class ReferenceBackend(TorchBackend):
     name = "reference"
 
     def __init__(self, dtype: DType = DType.FLOAT32) -> None:
+        super().__init__()
         self.dtypes = (dtype, *(other for other in _DTYPES if other is not dtype))
 
     def capabilities(self) -> BackendCapabilities:
@@ -53,6 +54,7 @@ class ReferenceBackend(TorchBackend):
             dtypes=self.dtypes,
             kv_dtypes=self.dtypes,
             weight_formats=tuple(kind.value for kind in formats.DECODERS),
+            quantizations=self.quantizations,
             collectives=collectives.available_transports(),
             rank=0,
         )
@@ -66,10 +68,10 @@ class ReferenceBackend(TorchBackend):
         bias: Sequence[RawWeight] = (),
         quantization: str | None = None,
     ) -> MatrixWeight:
-        """Stack the parts into one matrix, whatever it is for."""
+        """Stack the parts into one matrix, whatever it is for; one that is to be quantised is expanded again."""
         self.check_dtype(dtype)
-        self.check_quantization(quantization)
-        matrix = torch.cat([self.tensor(part, dtype) for part in parts])
+        stored = self.stored(parts, quantization)
+        matrix = torch.cat([formats.expand(part, kind, TORCH[dtype]) for part, kind in stored])
         vector = torch.cat([self.tensor(part, dtype) for part in bias]) if bias else None
         return MatrixWeight(matrix, vector)
 

@@ -89,6 +89,21 @@ def cache_dtype(capabilities: BackendCapabilities, dtype: str, computed_in: DTyp
     )
 
 
+def check_quantization(capabilities: BackendCapabilities, quantization: str | None) -> None:
+    """Refuse to quantise at load to what the backend does not offer, before anything is read.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED``, listing what it does offer.
+    """
+    if quantization is not None and quantization not in capabilities.quantizations:
+        raise SageLLMError(
+            ErrorCode.UNSUPPORTED,
+            f"quantization {quantization!r} is not offered by backend {capabilities.backend!r} here; it offers"
+            f" {', '.join(capabilities.quantizations) or 'none'} (or leave it out)",
+            "quantization",
+        )
+
+
 def _threads_of_the_environment() -> int | None:
     # A list gives a number to each level of nested regions; ours are not nested.
     outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()

@@ -14,7 +14,7 @@ from sagellm_core.loading.base import Checkpoint
 from sagellm_protocol.backend import Backend, MemoryInfo
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from .backends import AUTO, cache_dtype, compute_dtype
+from .backends import AUTO, cache_dtype, check_quantization, compute_dtype
 from .base import CacheLayout, ModelInfo
 from .runner import Runner
 
@@ -57,6 +57,7 @@ class InlineExecutor:
         capabilities = ops.capabilities()
         computed_in = compute_dtype(capabilities, dtype)
         kept_in = cache_dtype(capabilities, kv_cache_dtype, computed_in)
+        check_quantization(capabilities, quantization)
         config = checkpoint.config
         self._ops = ops
         self._model = models.load(checkpoint, ops, computed_in, quantization)

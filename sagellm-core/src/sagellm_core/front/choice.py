@@ -1,4 +1,4 @@
-"""One choice of a request in the front: the core's tokens to text, stop strings, log-probabilities.
+"""One choice of a request in the front: the core's tokens to text, stop strings, what the text says, log-probabilities.
 
 Knows nothing of other choices, transports or dialects.
 """
@@ -15,6 +15,8 @@ from sagellm_protocol.events import ChoiceEnd, DeltaEvent, FinishReason, Positio
 from sagellm_protocol.sampling import SamplingParams
 
 from .detokenizer import Detokenizer
+from .form import Parsing
+from .output import Found
 from .stop import StopMatcher
 
 
@@ -27,21 +29,33 @@ class Choice:
         params: Of its request.
         tokenizer: The model's.
         prompt: The prompt's token ids.
+        parsing: How calls and reasoning are told from the answer, where there may be any.
 
     Attributes:
         num_tokens: Tokens counted so far; those after a stop string are not.
-        stop: The stop string that was met; what the core still sends after it is dropped.
+        num_reasoning: How many of them are reasoning, the marks around it included.
+        stop: The stop string that was met.
+        enough: What was wanted is there, and what the core still sends is dropped: a stop string was met, or the one
+            call that was wanted is complete.
         first_s, last_s: When its first and its latest tokens came; monotonic seconds.
         longest_gap_s: Longest time between two arrivals of tokens.
         ending: How it ended in the core, once it has.
     """
 
     def __init__(
-        self, request_id: str, index: int, params: SamplingParams, tokenizer: Tokenizer, prompt: Sequence[int]
+        self,
+        request_id: str,
+        index: int,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        parsing: Parsing | None = None,
     ) -> None:
         self.index = index
         self.num_tokens = 0
+        self.num_reasoning = 0
         self.stop: str | None = None
+        self.enough = False
         self.first_s: float | None = None
         self.last_s: float | None = None
         self.longest_gap_s = 0.0
@@ -49,7 +63,13 @@ class Choice:
         self._request_id = request_id
         self._params = params
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, prompt=prompt)
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            skip_special_tokens=params.skip_special_tokens,
+            shown=frozenset() if parsing is None else parsing.shown,
+            prompt=prompt,
+        )
+        self._parser = None if parsing is None else parsing.parser()
         self._matcher = StopMatcher(params.stop, include=params.include_stop_str_in_output) if params.stop else None
 
     def take(
@@ -57,20 +77,27 @@ class Choice:
     ) -> DeltaEvent | None:
         """Take in what one step brought; the event it makes, if it says anything."""
         self.ending = ending
-        if self.stop is not None:
+        if self.enough:
             return None
         if token_ids:
             self._note_time(now_s)
         text, taken = self._read(token_ids, ending)
         self.num_tokens += taken
-        if ending is not None and self.stop is None:
+        if ending is not None and not self.enough:
             text += self._rest()
-        if not taken and not text:
+        found = Found(text)
+        if self._parser is not None:
+            if ending is not None or self.stop is not None:
+                self._parser.flush()
+            found = self._parser.take()
+        if not taken and not any(found):
             return None
         return DeltaEvent(
             request_id=self._request_id,
             index=self.index,
-            text=text,
+            text=found.text,
+            reasoning=found.reasoning,
+            tool_calls=found.tool_calls,
             token_ids=tuple(token_ids[:taken]),
             logprobs=self._positions(token_ids[:taken], logprobs) if self._params.logprobs is not None else None,
         )
@@ -78,34 +105,53 @@ class Choice:
     def end(self) -> ChoiceEnd:
         """How it ended, for the request's end."""
         assert self.ending is not None
-        stopped = self.stop is not None or self.ending.finish is Finish.STOP
         token = self.ending.stop_token
         reason = self.stop if self.stop is not None else token if token in self._params.stop_token_ids else None
-        return ChoiceEnd(
-            index=self.index,
-            finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
-            stop_reason=reason,
-        )
+        return ChoiceEnd(index=self.index, finish_reason=self._finish_reason(self.ending.finish), stop_reason=reason)
+
+    def _finish_reason(self, finish: Finish) -> FinishReason:
+        if not self.enough and finish is not Finish.STOP:
+            return FinishReason.LENGTH
+        # A call that a stop string broke off is not to be made.
+        if self._parser is not None and self._parser.num_calls and not (self._parser.calling and self.stop is not None):
+            return FinishReason.TOOL_CALLS
+        return FinishReason.STOP
 
     def _read(self, token_ids: list[int], ending: Ending | None) -> tuple[str, int]:
-        """Text of new tokens, and how many of them count."""
+        """Text of new tokens that is not for the parser, and how many of them count."""
         shown = token_ids
         if ending is not None and ending.stop_token is not None and not self._shows(ending.stop_token):
             shown = token_ids[:-1]
-        if self._matcher is None:
+        if self._matcher is None and self._parser is None:
             return self._detokenizer.push(shown), len(token_ids)
         pieces = []
         for taken, token_id in enumerate(shown, start=1):
-            text = self._detokenizer.push([token_id])
-            if self.num_tokens + taken <= self._params.min_tokens:
-                pieces.append(text)
-                continue
-            found = self._matcher.push(text)
-            pieces.append(found.text)
-            if found.stop is not None:
-                self.stop = found.stop
+            pieces.append(self._parse(self._match(self._detokenizer.push([token_id]), taken)))
+            if self.enough:
                 return "".join(pieces), taken
         return "".join(pieces), len(token_ids)
+
+    def _match(self, text: str, taken: int) -> str:
+        """``text`` as far as stop strings let it be known."""
+        if self._matcher is None or self.num_tokens + taken <= self._params.min_tokens:
+            return text
+        found = self._matcher.push(text)
+        if found.stop is not None:
+            self.stop = found.stop
+            self.enough = True
+        return found.text
+
+    def _parse(self, text: str) -> str:
+        """One token's text; what the parser does not take."""
+        parser = self._parser
+        if parser is None:
+            return text
+        thought = parser.thinking
+        if text:
+            parser.push(text)
+        self.num_reasoning += thought or parser.thinking
+        self.enough = self.enough or parser.enough
+        return ""
 
     def _shows(self, stop_token: int) -> bool:
         return self._params.include_stop_str_in_output and stop_token in self._params.stop_token_ids
@@ -113,13 +159,15 @@ class Choice:
     def _rest(self) -> str:
         """What was held back, now that nothing more will come."""
         text = self._detokenizer.flush()
-        if self._matcher is None:
-            return text
-        found = self._matcher.push(text)
-        if found.stop is not None:
+        if self._matcher is not None:
+            found = self._matcher.push(text)
             self.stop = found.stop
-            return found.text
-        return found.text + self._matcher.flush()
+            self.enough = found.stop is not None
+            text = found.text if self.enough else found.text + self._matcher.flush()
+        if self._parser is None:
+            return text
+        self._parser.push(text)
+        return ""
 
     def _note_time(self, now_s: float) -> None:
         if self.last_s is None:

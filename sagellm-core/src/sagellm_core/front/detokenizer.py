@@ -26,16 +26,26 @@ class Detokenizer:
     comes with the last of them, and the space that a SentencePiece vocabulary writes before a word is kept.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
+        prompt: Sequence[int] = (),
+    ) -> None:
         """Begin after ``prompt``.
 
         Args:
             tokenizer: The model's.
             skip_special_tokens: Leave special tokens out of the text.
+            shown: Special tokens that are text all the same.
             prompt: The ids that came before, or the last :data:`PRIMING` of them.
         """
         self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
+        # Where only some are left out, they are kept from the tokenizer, which knows all or none.
+        self._skip = skip_special_tokens and not shown
+        self._hidden = tokenizer.special_ids - shown if skip_special_tokens and shown else frozenset()
         self._context: list[int] = []
         self._waiting: list[int] = []
         self._stream = self._begin(prompt)
@@ -49,6 +59,8 @@ class Detokenizer:
         return self._give_up() if self._waiting else ""
 
     def _push(self, token_id: int) -> str:
+        if token_id in self._hidden:
+            return ""
         self._waiting.append(token_id)
         piece = _step(self._stream, self._tokenizer, token_id)
         if piece:
@@ -71,7 +83,7 @@ class Detokenizer:
     def _begin(self, before: Sequence[int]) -> DecodeStream:
         from tokenizers.decoders import DecodeStream
 
-        self._context = list(before[-PRIMING:])
+        self._context = [token_id for token_id in before[-PRIMING:] if token_id not in self._hidden]
         self._waiting.clear()
         stream = DecodeStream(skip_special_tokens=self._skip)
         for token_id in self._context:

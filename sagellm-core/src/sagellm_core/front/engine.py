@@ -32,6 +32,7 @@ from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding
 from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, ScoreResponse
 
+from .form import OutputForm, choose_form
 from .job import Job
 from .kv_feed import KVFeed
 from .link import CoreLink
@@ -87,6 +88,7 @@ class FrontEngine:
         self._core: Ready | None = None
         self._link: CoreLink | None = None
         self._renderer: PromptRenderer | None = None
+        self._form: OutputForm | None = None
         self._starting: asyncio.Task[None] | None = None
         self._jobs: dict[int, Job] = {}
         self._by_id: dict[str, Job] = {}
@@ -234,15 +236,17 @@ class FrontEngine:
             if tokenizer.done():
                 tokenizer.result()
             ready = await core
+            loaded = await tokenizer
+            self._form = choose_form(loaded, tool_parser=spec.tool_parser, reasoning_parser=spec.reasoning_parser)
             self._renderer = PromptRenderer(
-                tokenizer=await tokenizer,
+                tokenizer=loaded,
                 model_key=ready.model_key,
                 vocab_size=ready.vocab_size,
                 max_model_len=ready.max_model_len,
                 block_size=ready.block_size,
+                trust_request_chat_template=spec.trust_request_chat_template,
             )
-            chat = {features.CHAT} if self._renderer.tokenizer.chat.sources else set()
-            self._features = FEATURES | chat
+            self._features = FEATURES | _conversation_features(self._form, trusting=spec.trust_request_chat_template)
             self._core = ready
             if self._kv_feed.wanted:
                 link.watch()
@@ -369,7 +373,8 @@ class FrontEngine:
         sampling = resolve_sampling(params, tokenizer, core.eos_token_ids, core.vocab_size)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
         left_s = self._time_left(request, queued_s)
-        job = Job(request, prompt, tokenizer, next(self._tickets), queued_s)
+        parsing = None if self._form is None else self._form.parsing(request, prompt)
+        job = Job(request, prompt, tokenizer, next(self._tickets), queued_s, parsing)
         # Before it is noted: what cannot be sent must leave nothing behind, and answers come in a later turn.
         link.add(
             CoreRequest(
@@ -465,6 +470,18 @@ def _capabilities(core: Ready, offered: frozenset[str], quantization: str | None
         dtype=core.dtype,
         quantization=quantization,
     )
+
+
+def _conversation_features(form: OutputForm, *, trusting: bool) -> frozenset[str]:
+    """What the model's template and form of output offer to conversations."""
+    chat = form.tokenizer.chat
+    offered = {
+        features.CHAT: bool(chat.sources) or trusting,
+        features.CHAT_TEMPLATE: trusting,
+        features.REASONING_EFFORT: chat.reads("reasoning_effort"),
+        features.TOOLS: form.tools is not None,
+    }
+    return frozenset(name for name, offers in offered.items() if offers)
 
 
 def _aborted() -> SageLLMError:

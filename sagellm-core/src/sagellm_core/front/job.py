@@ -21,6 +21,7 @@ from sagellm_protocol.metrics import Metrics, Timestamps
 from sagellm_protocol.requests import Request
 
 from .choice import Choice, position_logprobs
+from .form import Parsing
 
 
 class Job:
@@ -32,6 +33,7 @@ class Job:
         tokenizer: The model's.
         ticket: The core's number for it.
         queued_s: When it was accepted; monotonic seconds.
+        parsing: How calls and reasoning are told from its answer, where there may be any.
 
     Attributes:
         outcome: How it ended, once it has; nothing changes it after.
@@ -39,13 +41,20 @@ class Job:
     """
 
     def __init__(
-        self, request: Request, prompt: RenderedPrompt, tokenizer: Tokenizer, ticket: int, queued_s: float
+        self,
+        request: Request,
+        prompt: RenderedPrompt,
+        tokenizer: Tokenizer,
+        ticket: int,
+        queued_s: float,
+        parsing: Parsing | None = None,
     ) -> None:
         self.request = request
         self.ticket = ticket
         self.outcome: RequestEnding | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self._prompt = prompt
+        self._reasons = parsing is not None and parsing.reasons
         self._tokenizer = tokenizer
         self._queued_s = queued_s
         self._sent_s = time.monotonic()
@@ -53,7 +62,7 @@ class Job:
         self._prompt_logprobs: list[CoreLogprob] = []
         self._started = False
         self._choices = [
-            Choice(request.request_id, index, request.sampling, tokenizer, prompt.token_ids)
+            Choice(request.request_id, index, request.sampling, tokenizer, prompt.token_ids, parsing)
             for index in range(request.sampling.n)
         ]
         self._events: deque[StreamEvent] = deque()
@@ -73,7 +82,7 @@ class Job:
         """Take in what one step brought for one choice.
 
         Returns:
-            Whether the core shall stop working on that choice: a stop string was met.
+            Whether the core shall stop working on that choice: what was wanted of it is there.
         """
         choice = self._choices[output.index]
         if output.ending is not None and output.ending.finish is Finish.FAILED:
@@ -87,13 +96,13 @@ class Job:
             if not output.token_ids and output.ending is None:
                 return False  # a part of the prompt
             self._start()
-        met_before = choice.stop is not None
+        had_enough = choice.enough
         delta = choice.take(output.token_ids, output.logprobs, output.ending, time.monotonic())
         if delta is not None:
             self._put(delta)
         if output.ending is not None and all(other.ending is not None for other in self._choices):
             self._end()
-        return choice.stop is not None and not met_before and choice.ending is None
+        return choice.enough and not had_enough and choice.ending is None
 
     def fail(self, error: SageLLMError) -> None:
         """End it with an error, unless it has ended."""
@@ -171,6 +180,7 @@ class Job:
             prompt_tokens=len(self._prompt.token_ids),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             cached_tokens=self._beginning.cached_tokens if self._beginning is not None else 0,
+            reasoning_tokens=sum(choice.num_reasoning for choice in self._choices) if self._reasons else None,
         )
 
     def _metrics(self, finished_s: float) -> Metrics:

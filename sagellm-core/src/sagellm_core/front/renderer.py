@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sagellm_core.tokenizer import Tokenizer
+from sagellm_core.tokenizer import ChatTemplates, Tokenizer
 from sagellm_protocol.blocks import block_hashes, root_hash
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.interfaces import RenderedPrompt
@@ -21,6 +21,7 @@ from .text import check_text
 
 OFFLOAD_CHARACTERS = 4096
 """Prompts from this size on are rendered in a thread: shorter ones take less time than handing them over."""
+_EFFORT = "reasoning_effort"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PromptRenderer:
         vocab_size: Rows of the model's embedding table; ids beyond it cannot be read.
         max_model_len: Most tokens of prompt and output together.
         block_size: Tokens of a block.
+        trust_request_chat_template: Run templates that requests bring.
     """
 
     tokenizer: Tokenizer
@@ -40,6 +42,7 @@ class PromptRenderer:
     vocab_size: int
     max_model_len: int
     block_size: int
+    trust_request_chat_template: bool = False
 
     async def render(self, request: Request) -> RenderedPrompt:
         """Apply the chat template, tokenise, truncate and hash.
@@ -103,18 +106,53 @@ class PromptRenderer:
         self._check_ids(ids, param)
         return text, ids
 
-    def _chat_text(self, request: Request, messages: Iterable[Message]) -> str:
-        chat = self.tokenizer.chat
+    def _chat_text(self, request: Request, messages: Sequence[Message]) -> str:
+        chat = self._templates(request)
+        tools = [] if request.tool_choice == "none" else [_plain_tool(tool) for tool in request.tools]
         # Newer models' word for the system role; templates that do not know it would drop or refuse the message.
         system = "developer" if chat.mentions("developer") else "system"
+        as_text = any(message.tool_calls for message in messages) and chat.takes_arguments_as_text(
+            tools=bool(tools), special_tokens=self.tokenizer.special_tokens
+        )
         return chat.render(
-            [_plain_message(message, system) for message in messages],
-            tools=[] if request.tool_choice == "none" else [_plain_tool(tool) for tool in request.tools],
+            [_plain_message(message, system, as_text=as_text) for message in messages],
+            tools=tools,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             special_tokens=self.tokenizer.special_tokens,
-            arguments=request.chat_template_kwargs,
+            arguments=self._arguments(request, chat),
         )
+
+    def _templates(self, request: Request) -> ChatTemplates:
+        if request.chat_template is None:
+            return self.tokenizer.chat
+        if not self.trust_request_chat_template:
+            raise SageLLMError(
+                ErrorCode.UNSUPPORTED,
+                "templates are programs, and this engine runs none that comes with a request; leave it out, or start"
+                " the engine with trust_request_chat_template",
+                "chat_template",
+            )
+        check_text(request.chat_template, "chat_template")
+        return ChatTemplates({"default": request.chat_template})
+
+    def _arguments(self, request: Request, chat: ChatTemplates) -> Mapping[str, Any]:
+        given, effort = request.chat_template_kwargs, request.reasoning_effort
+        if effort is None:
+            return given
+        if not chat.reads(_EFFORT):
+            raise SageLLMError(
+                ErrorCode.UNSUPPORTED,
+                f"this model's chat template does not read {_EFFORT}; leave it out",
+                _EFFORT,
+            )
+        if given.get(_EFFORT, effort) != effort:
+            raise SageLLMError(
+                ErrorCode.INVALID_REQUEST,
+                f"{_EFFORT} is {effort!r}, and chat_template_kwargs say {given[_EFFORT]!r}; give one of them",
+                _EFFORT,
+            )
+        return {**given, _EFFORT: effort}
 
     def _check_ids(self, ids: Iterable[int], param: str) -> None:
         largest = max(ids, default=0)
@@ -159,8 +197,8 @@ def _size(request: Request) -> int:
     )
 
 
-def _plain_message(message: Message, system: str) -> dict[str, Any]:
-    """A message as templates know it: OpenAI's form, with a call's arguments as a value rather than as its text."""
+def _plain_message(message: Message, system: str, *, as_text: bool) -> dict[str, Any]:
+    """A message as templates know it: OpenAI's form, with a call's arguments as a value where they may be one."""
     plain: dict[str, Any] = {
         "role": system if message.role == "developer" else message.role,
         "content": message.text,
@@ -177,14 +215,14 @@ def _plain_message(message: Message, system: str) -> dict[str, Any]:
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+                "function": {"name": call.name, "arguments": call.arguments if as_text else _value(call.arguments)},
             }
             for call in message.tool_calls
         ]
     return plain
 
 
-def _arguments(text: str) -> Any:
+def _value(text: str) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

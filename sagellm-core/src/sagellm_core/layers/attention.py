@@ -5,13 +5,18 @@ Knows nothing of masks or block tables: those are in the plan, which the backend
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sagellm_core.loading.config import ModelConfig
 from sagellm_protocol.backend import AttentionPlan, Backend, KVCache, KVSpec, RopeSpec
 
-from .linear import Linear, RMSNorm, Sharding, Tensor
+from . import raw
+from .linear import Linear, Sharding, Tensor
 from .weights import Packer
+
+HeadwiseNorm = Callable[[Tensor], Tensor]
+"""Normalises the heads of queries or keys, ``[T, H, D]``."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Attention:
         layer: Which layer of the cache is its own.
         scale: Multiplies the scores.
         rope: Rotary embedding, if any.
-        q_norm, k_norm: Norms of each head's query and key, before rotation, if any.
+        softcap: Bounds the scores, if given.
+        q_norm, k_norm: Norms of queries and keys, before rotation, if any.
     """
 
     ops: Backend[Tensor]
@@ -38,8 +44,9 @@ class Attention:
     layer: int
     scale: float
     rope: RopeSpec | None
-    q_norm: RMSNorm | None = None
-    k_norm: RMSNorm | None = None
+    softcap: float | None = None
+    q_norm: HeadwiseNorm | None = None
+    k_norm: HeadwiseNorm | None = None
 
     def __call__(self, x: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
         """Attend from ``x`` ``[T, E]`` at ``positions`` ``[T]``, writing keys and values to the cache: ``[T, E]``."""
@@ -50,7 +57,9 @@ class Attention:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = self.ops.rope(q, k, positions, self.rope)
-        attended = self.ops.attention(q, k, v, cache, self.layer, plan, scale=self.scale)
+        attended = self.ops.attention(
+            q, k, v, cache, self.layer, plan, scale=self.scale, softcap=self.softcap
+        )  # [T, Hq, D]
         return self.out(attended.reshape(-1, heads * self.spec.value_dim))
 
 
@@ -61,12 +70,12 @@ def build_attention(
     layer: int,
     rope: RopeSpec | None,
     *,
-    window: int | None = None,
-    qkv_bias: bool = False,
-    out_bias: bool = False,
-    qk_norm: bool = False,
+    projections: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
+    out: str = "o_proj",
+    q_norm: HeadwiseNorm | None = None,
+    k_norm: HeadwiseNorm | None = None,
 ) -> Attention:
-    """Attention out of ``{name}.q_proj`` and its siblings.
+    """Attention out of a module's projections; sizes, biases, window, scale and bound are the configuration's.
 
     Args:
         pack: Packs the weights.
@@ -74,23 +83,28 @@ def build_attention(
         name: The module.
         layer: Which layer of the cache it takes.
         rope: Rotary embedding, if any.
-        window: Tokens back that are visible, or ``None`` for all.
-        qkv_bias: Query, key and value projections have biases.
-        out_bias: The output projection has one.
-        qk_norm: Queries and keys are normalised per head (``q_norm``, ``k_norm``).
+        projections: Names of query, key and value within the module, or the one name of all three fused.
+        out: Name of the output projection.
+        q_norm, k_norm: Norms of queries and keys, if any.
     """
-    width, dim = config.hidden_size, config.head_dim
-    of_q, of_kv = config.num_heads * dim, config.num_kv_heads * dim
-    projections = [f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj"]
+    width, dim, heads, kv_heads = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
+    rows: tuple[int, ...] = (heads * dim, kv_heads * dim, kv_heads * dim)
+    order = None
+    if len(projections) == 1:
+        rows = (sum(rows),)
+        order = raw.by_group(kv_heads, heads // kv_heads, dim) if config.qkv_by_group else None
+    names = [f"{name}.{projection}" for projection in projections]
+    multiplier = config.multipliers.attention
     return Attention(
         ops=pack.ops,
-        qkv=pack.linear(projections, (of_q, of_kv, of_kv), width, Sharding.COLUMN, bias=qkv_bias),
-        out=pack.linear([f"{name}.o_proj"], (width,), of_q, Sharding.ROW, bias=out_bias),
-        num_heads=config.num_heads,
-        spec=KVSpec(config.num_kv_heads, dim, dim, window),
+        qkv=pack.linear(names, rows, width, Sharding.COLUMN, bias=config.qkv_bias, order=order),
+        out=pack.linear([f"{name}.{out}"], (width,), heads * dim, Sharding.ROW, bias=config.attention_out_bias),
+        num_heads=heads,
+        spec=KVSpec(kv_heads, dim, dim, config.windows[layer]),
         layer=layer,
-        scale=dim**-0.5,
+        scale=dim**-0.5 if multiplier is None else multiplier,
         rope=rope,
-        q_norm=pack.norm(f"{name}.q_norm", dim, config.norm_eps) if qk_norm else None,
-        k_norm=pack.norm(f"{name}.k_norm", dim, config.norm_eps) if qk_norm else None,
+        softcap=config.multipliers.attention_softcap,
+        q_norm=q_norm,
+        k_norm=k_norm,
     )

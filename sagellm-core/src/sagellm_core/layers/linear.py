@@ -1,4 +1,4 @@
-"""Projections, the embedding table and norms: packed weights with the one operation each is for.
+"""Projections and embedding tables: packed weights with the one operation each is for.
 
 Knows nothing of where a weight came from.
 """
@@ -50,7 +50,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A table of token embeddings, ``[T]`` ids to ``[T, E]``.
+    """A table of embeddings, ``[T]`` ids to ``[T, E]``.
 
     Attributes:
         ops: The backend.
@@ -67,26 +67,3 @@ class Embedding:
     def __call__(self, ids: Tensor) -> Tensor:
         """Rows of ``ids`` ``[T]``: ``[T, E]``."""
         return self.ops.embedding(ids, self.weight, self.dtype)
-
-
-@dataclass(frozen=True)
-class RMSNorm:
-    """Root-mean-square norm over the last axis.
-
-    Attributes:
-        ops: The backend.
-        weight: ``[E]``.
-        eps: Added to the mean square.
-    """
-
-    ops: Backend[Tensor]
-    weight: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, in its shape and dtype."""
-        return self.ops.rms_norm(x, self.weight, self.eps)
-
-    def after_add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """``s = x + residual``; returns the normalised ``s``, and ``s``."""
-        return self.ops.add_rms_norm(x, residual, self.weight, self.eps)

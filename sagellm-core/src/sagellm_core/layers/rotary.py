@@ -25,6 +25,7 @@ def resolve(rope: RopeConfig) -> RopeSpec:
         inv_freq=tuple(float(frequency) for frequency in inv_freq),
         rotary_dim=rope.rotary_dim,
         attention_factor=attention_factor,
+        interleaved=rope.interleaved,
     )
 
 
@@ -93,6 +94,17 @@ def _yarn(rope: RopeConfig) -> tuple[Frequencies, float]:
     return inv_freq.astype(np.float32), _yarn_attention_factor(rope)
 
 
+def _longrope(rope: RopeConfig) -> tuple[Frequencies, float]:
+    """One divisor a pair, of two lists by the context that is run (LongRoPE, Ding et al. 2024)."""
+    assert rope.context is not None, "loading states it for longrope"
+    original = _original(rope)
+    divisors = rope.long_factors if rope.context > original else rope.factors
+    inv_freq = np.float32(1) / (np.asarray(divisors, dtype=np.float32) * _pair_powers(rope))
+    if rope.attention_factor is not None:
+        return inv_freq, rope.attention_factor
+    return inv_freq, 1.0 if rope.factor <= 1 else math.sqrt(1 + math.log(rope.factor) / math.log(original))
+
+
 def _correction(rope: RopeConfig, rotations: float) -> float:
     """The pair that turns ``rotations`` times over the original context."""
     turns = _original(rope) / (rotations * 2 * math.pi)
@@ -123,4 +135,5 @@ _KINDS: Mapping[str, Callable[[RopeConfig], tuple[Frequencies, float]]] = {
     "factors": _factors,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }

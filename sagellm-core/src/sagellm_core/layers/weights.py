@@ -12,7 +12,12 @@ from sagellm_core.loading.errors import corrupt
 from sagellm_protocol.backend import Backend, RawWeight, WeightUse
 from sagellm_protocol.devices import DType
 
-from .linear import Embedding, Linear, RMSNorm, Sharding, Tensor
+from . import raw as rearrange
+from .linear import Embedding, Linear, Sharding, Tensor
+from .norm import HeadNorm, LayerNorm, RMSNorm
+
+_OF_TABLES = "int8"
+"""What embeddings and the output head are quantised to when projections are quantised at all."""
 
 
 class Packer:
@@ -22,7 +27,8 @@ class Packer:
         checkpoint: Where weights come from.
         ops: The backend that packs.
         dtype: Type that is computed in.
-        quantization: A format of the backend's to quantise projections to.
+        quantization: A format of the backend's to quantise projections to. Tables of embeddings and the output head,
+            where every token is decided, get 8 bits then, or none where the backend does not offer that.
 
     Attributes:
         nbytes: Bytes of all weights packed so far.
@@ -36,6 +42,12 @@ class Packer:
         self.sharding: dict[str, Sharding] = {}
         self._checkpoint = checkpoint
         self._quantization = quantization
+        wide = _OF_TABLES if _OF_TABLES in ops.capabilities().quantizations else None
+        self._table_quantization = None if quantization is None else wide
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return name in self._checkpoint
 
     def linear(
         self,
@@ -45,6 +57,7 @@ class Packer:
         sharding: Sharding,
         *,
         bias: bool = False,
+        order: Sequence[int] | None = None,
     ) -> Linear:
         """Stack projections into one.
 
@@ -54,47 +67,84 @@ class Packer:
             columns: Input features of all.
             sharding: How ranks divide them.
             bias: Whether they have biases.
+            order: Row numbers of a projection alone in the order they are wanted, if not the stored one.
 
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming a tensor that is missing or not of the configured shape.
         """
-        parts = [self._take(f"{name}.weight", (n, columns), sharding) for name, n in zip(names, rows, strict=True)]
+        parts = [self._matrix(f"{name}.weight", (n, columns), sharding) for name, n in zip(names, rows, strict=True)]
         # The sum over ranks must add a row-sharded projection's bias once, so each rank may not hold a part of it.
         of_bias = Sharding.REPLICATED if sharding is Sharding.ROW else sharding
         biases = (
             [self._take(f"{name}.bias", (n,), of_bias) for name, n in zip(names, rows, strict=True)] if bias else []
         )
+        if order is not None:
+            assert len(names) == 1, "rows are reordered within one projection"
+            parts, biases = ([rearrange.reorder_rows(part, order) for part in found] for found in (parts, biases))
         weight = self.ops.pack_weight(parts, self.dtype, bias=biases, quantization=self._quantization)
         self.nbytes += weight.nbytes
         return Linear(self.ops, weight, sharding)
 
     def embedding(self, name: str, rows: int, columns: int, *, tied: bool) -> Embedding:
-        """The table of token embeddings; ``tied`` where it is the output head too."""
+        """A table of embeddings; ``tied`` where it is the output head too."""
         use = WeightUse.EMBEDDING_AND_LINEAR if tied else WeightUse.EMBEDDING
         raw = self._take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
-        weight = self.ops.pack_weight([raw], self.dtype, use=use)
+        weight = self.ops.pack_weight([raw], self.dtype, use=use, quantization=self._table_quantization)
         self.nbytes += weight.nbytes
         return Embedding(self.ops, weight, self.dtype)
 
     def head(self, name: str, rows: int, columns: int) -> Linear:
-        """An output head of its own. It stays as precise as the checkpoint has it: every token is decided there."""
+        """An output head of its own."""
         raw = self._take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
-        weight = self.ops.pack_weight([raw], self.dtype)
+        weight = self.ops.pack_weight([raw], self.dtype, quantization=self._table_quantization)
         self.nbytes += weight.nbytes
         return Linear(self.ops, weight, Sharding.VOCAB)
 
-    def norm(self, name: str, size: int, eps: float) -> RMSNorm:
-        """An RMS norm of ``size`` features."""
+    def norm(self, name: str, size: int, eps: float, *, offset: float = 0.0) -> RMSNorm:
+        """An RMS norm of ``size`` features, whose weight is what is stored plus ``offset``."""
         raw = self._take(f"{name}.weight", (size,), Sharding.REPLICATED)
-        return RMSNorm(self.ops, self.ops.tensor(raw, self.dtype), eps)
+        weight = self.ops.tensor(rearrange.shift(raw, offset) if offset else raw, self.dtype)
+        return RMSNorm(self.ops, weight, eps)
 
-    def refuse_leftovers(self) -> None:
+    def layer_norm(self, name: str, size: int, eps: float, *, bias: bool = True) -> LayerNorm:
+        """A layer norm of ``size`` features."""
+        weight = self._vector(f"{name}.weight", size)
+        return LayerNorm(self.ops, weight, self._vector(f"{name}.bias", size) if bias else None, eps)
+
+    def head_norm(self, names: Sequence[str], heads: int, size: int, eps: float) -> HeadNorm:
+        """A layer norm of each of ``heads`` heads of ``size``, without bias.
+
+        Args:
+            names: The one module whose weight is ``[heads, size]``, or a module a head.
+            heads: Number of heads.
+            size: Features of each.
+            eps: Added to the variance.
+        """
+        if len(names) == 1:
+            raw = self._take(f"{names[0]}.weight", (heads, size), Sharding.COLUMN)
+            weight = self.ops.tensor(raw, self.dtype)
+        else:
+            weight = self.ops.concat([self._vector(f"{name}.weight", size) for name in names], 0).reshape(heads, size)
+        return HeadNorm(self.ops, weight, self.ops.from_host([1.0] * size, self.dtype), eps)
+
+    def refuse_leftovers(self, derived: Sequence[str] = ()) -> None:
         """Raise if the checkpoint holds tensors that were not asked for.
+
+        Args:
+            derived: Endings of names that may be left over: buffers that follow from the configuration.
 
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming them.
         """
-        self._checkpoint.refuse_leftovers(self.sharding)
+        self._checkpoint.refuse_leftovers(self.sharding, derived)
+
+    def _vector(self, name: str, size: int) -> Tensor:
+        return self.ops.tensor(self._take(name, (size,), Sharding.REPLICATED), self.dtype)
+
+    def _matrix(self, name: str, shape: tuple[int, int], sharding: Sharding) -> RawWeight:
+        if not self._checkpoint.config.transposed_linears:
+            return self._take(name, shape, sharding)
+        return rearrange.transpose(self._take(name, shape[::-1], sharding))
 
     def _take(self, name: str, shape: tuple[int, ...], sharding: Sharding) -> RawWeight:
         raw = self._checkpoint.weight(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -60,16 +60,20 @@ class Checkpoint(ABC):
         for name in self.names():
             yield self._read(name)
 
-    def refuse_leftovers(self, used: Iterable[str]) -> None:
+    def refuse_leftovers(self, used: Iterable[str], derived: Sequence[str] = ()) -> None:
         """Raise if there are tensors that a model did not ask for: it would not be the model that was trained.
 
         Buffers that are derived from the configuration, and an output head beside a tied embedding, may be left over.
+
+        Args:
+            used: Names of the tensors that were asked for.
+            derived: Endings of the names of a family's own derived buffers.
 
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming the tensors.
         """
         left = sorted(set(self.names()).difference(used))
-        left = [name for name in left if not self._may_be_left(name)]
+        left = [name for name in left if not self._may_be_left(name) and not name.endswith(tuple(derived))]
         if left:
             shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
             raise corrupt(self.path, f"holds tensors that {self.config.architecture} does not know: {shown}")

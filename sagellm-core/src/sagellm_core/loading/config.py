@@ -1,4 +1,4 @@
-"""What a checkpoint says of its model: sizes, rotary embedding, biases, windows, special tokens.
+"""What a checkpoint says of its model: sizes, rotary embedding, biases, windows, multipliers, special tokens.
 
 Knows nothing of files (:mod:`.hf_config` and :mod:`.gguf_config` read them) nor of which architectures can be run.
 """
@@ -6,11 +6,11 @@ Knows nothing of files (:mod:`.hf_config` and :mod:`.gguf_config` read them) nor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class RopeConfig:
         attention_factor: ``yarn``: multiplies cosine and sine; absent, it follows from ``factor`` and both ``mscale``.
         mscale, mscale_all_dim: ``yarn``: weights of the two logarithms that ``attention_factor`` follows from.
         truncate: ``yarn``: round the bounds of the ramp to whole dimensions.
-        factors: ``factors``: one divisor for each rotated pair, ``[rotary_dim / 2]``.
+        factors: ``factors``: one divisor for each rotated pair, ``[rotary_dim / 2]``; ``longrope``: those of contexts
+            up to the original.
+        long_factors: ``longrope``: those of longer contexts.
+        context: ``longrope``: longest context that will be run, which decides between the two for all positions: keys
+            that are cached cannot be turned anew when a sequence outgrows the original context.
+        interleaved: Pairs are ``(0, 1), (2, 3), …`` rather than ``(0, d/2), (1, d/2 + 1), …``.
     """
 
     theta: float
@@ -47,6 +52,30 @@ class RopeConfig:
     mscale_all_dim: float | None = None
     truncate: bool = True
     factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    context: int | None = None
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Constants that a family scales or bounds its activations by.
+
+    Attributes:
+        embedding: Multiplies the embeddings of tokens.
+        attention: Multiplies the scores of attention; ``None`` is the usual ``head_dim ** -0.5``.
+        attention_softcap: Bounds them by ``cap * tanh(score / cap)``, if given.
+        residual: Multiplies what attention and the MLP each add to the residual stream.
+        logits: Multiplies the logits.
+        logits_softcap: Bounds them likewise, after that.
+    """
+
+    embedding: float = 1.0
+    attention: float | None = None
+    attention_softcap: float | None = None
+    residual: float = 1.0
+    logits: float = 1.0
+    logits_softcap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +99,15 @@ class ModelConfig:
         qkv_bias: Query, key and value projections have biases.
         attention_out_bias: The attention output projection has one.
         mlp_bias: The MLP's projections have them.
-        qk_norm: Queries and keys are RMS-normalised per head.
+        qk_norm: Queries and keys are normalised.
+        norm_offset: Added to the weights of RMS norms as they are stored.
+        layer_ropes: For each layer its rotary embedding, where layers differ or some have none; else empty.
+        multipliers: Constants that activations are scaled or bounded by.
+        parallel: Attention and the MLP of a layer run side by side.
+        parallel_norms: Norms that open a layer whose halves run side by side: one for both, or one each.
+        qkv_by_group: A fused query, key and value projection stores its rows group by group (each key/value head's
+            queries, key and value) rather than all queries first.
+        transposed_linears: Projections are stored with input features as rows.
         windows: For each layer, tokens back that are visible (the token itself included), or ``None`` for all.
         max_position_embeddings: Context the model is made for, any rope scaling included.
         bos_token_id: Beginning of text.
@@ -99,8 +136,33 @@ class ModelConfig:
     attention_out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    norm_offset: float = 0.0
+    layer_ropes: tuple[RopeConfig | None, ...] = ()
+    multipliers: Multipliers = field(default_factory=Multipliers)
+    parallel: bool = False
+    parallel_norms: int = 1
+    qkv_by_group: bool = False
+    transposed_linears: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     dtype: str | None = None
     raw: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
+
+    def rope_of(self, layer: int) -> RopeConfig | None:
+        """Rotary embedding of a layer."""
+        return self.layer_ropes[layer] if self.layer_ropes else self.rope
+
+    def limited_to(self, context: int) -> ModelConfig:
+        """The same model, run to no more than ``context`` tokens; the model's own context bounds it."""
+        context = min(context, self.max_position_embeddings)
+        return replace(
+            self,
+            max_position_embeddings=context,
+            rope=_limited(self.rope, context),
+            layer_ropes=tuple(_limited(rope, context) for rope in self.layer_ropes),
+        )
+
+
+def _limited(rope: RopeConfig | None, context: int) -> RopeConfig | None:
+    return replace(rope, context=context) if rope is not None and rope.kind == "longrope" else rope

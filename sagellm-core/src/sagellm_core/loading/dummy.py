@@ -7,10 +7,11 @@ is read first.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sagellm_protocol.backend import RawWeight, WeightFormat
 from sagellm_protocol.errors import ErrorCode, SageLLMError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _SPREAD = 0.02
 """Standard deviation of the values; what the reference classes initialise with."""
+_AT_ONCE = 1 << 20
+"""Values made at a time: in float32 they take twice what they take in the end."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -66,27 +69,26 @@ class DummyCheckpoint(Checkpoint):
         return hashlib.sha256(repr(made_from).encode()).hexdigest()
 
     def _read(self, name: str) -> RawWeight:
-        shape = self._shapes[name]
-        values = self._values(name, shape)
-        if name.endswith("norm.weight"):
-            values += 1
-        return RawWeight(name, WeightFormat.BF16.value, shape, _bfloat16(values))
-
-    def _values(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         import numpy as np
 
+        shape = self._shapes[name]
         stream = hashlib.sha256(f"{self._seed}\0{name}".encode()).digest()
         generator = np.random.Generator(np.random.SFC64(int.from_bytes(stream, "little")))
-        values = generator.standard_normal(shape, dtype=np.float32)
-        values *= _SPREAD
-        return values
+        data = np.empty(math.prod(shape), np.uint16)
+        for start in range(0, data.size, _AT_ONCE):
+            piece = data[start : start + _AT_ONCE]
+            piece[:] = _bfloat16(generator, piece.size, 1.0 if name.endswith("norm.weight") else 0.0)
+        return RawWeight(name, WeightFormat.BF16.value, shape, data.reshape(shape).data)
 
 
-def _bfloat16(values: NDArray[np.float32]) -> Any:
+def _bfloat16(generator: np.random.Generator, count: int, centre: float) -> NDArray[np.uint16]:
     import numpy as np
 
+    values = generator.standard_normal(count, dtype=np.float32)
+    values *= _SPREAD
+    values += centre
     # Truncation: the values are noise, so rounding would buy nothing.
-    return np.ascontiguousarray(values.view(np.uint16).reshape(*values.shape, 2)[..., 1])
+    return values.view(np.uint16)[1::2]
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -15,16 +15,41 @@ from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .base import Model, ModelClass
+from .cohere import Cohere
+from .falcon import Falcon
+from .gemma import Gemma
+from .gemma2 import Gemma2
+from .gemma3 import Gemma3
+from .gpt2 import GPT2
+from .gpt_neox import GPTNeoX
+from .granite import Granite
 from .llama import Llama
 from .mistral import Mistral
+from .olmo2 import Olmo2
+from .phi3 import Phi3
 from .qwen2 import Qwen2
 from .qwen3 import Qwen3
+from .smollm3 import SmolLM3
+from .stablelm import StableLM
 
 ARCHITECTURES: Mapping[str, ModelClass] = {
+    "Cohere2ForCausalLM": Cohere,
+    "CohereForCausalLM": Cohere,
+    "FalconForCausalLM": Falcon,
+    "GPT2LMHeadModel": GPT2,
+    "GPTNeoXForCausalLM": GPTNeoX,
+    "Gemma2ForCausalLM": Gemma2,
+    "Gemma3ForCausalLM": Gemma3,
+    "GemmaForCausalLM": Gemma,
+    "GraniteForCausalLM": Granite,
     "LlamaForCausalLM": Llama,
     "MistralForCausalLM": Mistral,
+    "Olmo2ForCausalLM": Olmo2,
+    "Phi3ForCausalLM": Phi3,
     "Qwen2ForCausalLM": Qwen2,
     "Qwen3ForCausalLM": Qwen3,
+    "SmolLM3ForCausalLM": SmolLM3,
+    "StableLmForCausalLM": StableLM,
 }
 
 

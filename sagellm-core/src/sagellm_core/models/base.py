@@ -5,17 +5,22 @@ Knows nothing of slots, schedules or sampling; the forward pass reads tensors al
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
-from sagellm_core.layers.decoder import DecoderLayer
+from sagellm_core.layers.attention import Attention, build_attention
+from sagellm_core.layers.decoder import MLP, DecoderLayer, Layer
+from sagellm_core.layers.embedding import InputEmbedding
 from sagellm_core.layers.fusion import fuse_layers, fuse_stack
 from sagellm_core.layers.linear import Linear, Sharding, Tensor
+from sagellm_core.layers.mlp import build_mlp
+from sagellm_core.layers.norm import Norm
 from sagellm_core.layers.rotary import resolve
 from sagellm_core.layers.weights import Packer
 from sagellm_core.loading.base import Checkpoint
-from sagellm_protocol.backend import AttentionPlan, Backend, KVCache, KVSpec
+from sagellm_core.loading.config import ModelConfig, RopeConfig
+from sagellm_protocol.backend import AttentionPlan, Backend, KVCache, KVSpec, RopeSpec
 from sagellm_protocol.devices import DType
 
 
@@ -64,8 +69,34 @@ class ModelClass(Protocol):
         ...
 
 
-class DecoderModel(ABC):
-    """The frame of a decoder-only model. A family says what its layers are like, in :meth:`decoder_layer`.
+@dataclass(frozen=True)
+class Names:
+    """What a family calls its modules.
+
+    Attributes:
+        root: The bare model within the one with a head; a checkpoint of the bare model leaves it out.
+        embedding: The table of tokens, within the root.
+        layers: The list of layers, within the root.
+        norm: The final norm, within the root.
+        head: The output head, outside the root.
+        positions: The table of learned positions, within the root, if any.
+        derived: Endings of buffers that checkpoints hold though they follow from the configuration.
+    """
+
+    root: str = "model"
+    embedding: str = "embed_tokens"
+    layers: str = "layers"
+    norm: str = "norm"
+    head: str = "lm_head"
+    positions: str | None = None
+    derived: tuple[str, ...] = ()
+
+
+class DecoderModel:
+    """The frame of a decoder-only model, and Llama's way of filling it, from which a family says where it differs.
+
+    What numbers can say (biases, windows, multipliers) is the configuration's; a family overrides :attr:`names`,
+    :meth:`norm`, :meth:`attention`, :meth:`mlp` or :meth:`decoder_layer` for what they cannot.
 
     Args:
         checkpoint: Configuration and weights.
@@ -78,27 +109,55 @@ class DecoderModel(ABC):
             says; ``UNSUPPORTED`` for what the family does not offer.
     """
 
+    names: ClassVar[Names] = Names()
+
     def __init__(
         self, checkpoint: Checkpoint, ops: Backend[Tensor], dtype: DType, quantization: str | None = None
     ) -> None:
         self.config = config = checkpoint.config
         self.ops = ops
-        self.rope = resolve(config.rope) if config.rope is not None else None
-        pack = Packer(checkpoint, ops, dtype, quantization)
+        pack, names = Packer(checkpoint, ops, dtype, quantization), self.names
+        root = "" if f"{names.embedding}.weight" in pack else f"{names.root}."
         vocab, width, tied = config.vocab_size, config.hidden_size, config.tie_word_embeddings
-        self.embedding = pack.embedding("model.embed_tokens", vocab, width, tied=tied)
-        self.layers = [self.decoder_layer(pack, index) for index in range(config.num_layers)]
-        self.norm = pack.norm("model.norm", width, config.norm_eps)
-        self.head = Linear(ops, self.embedding.weight, Sharding.VOCAB) if tied else pack.head("lm_head", vocab, width)
-        pack.refuse_leftovers()
-        self._stack = fuse_stack(ops, self.embedding, self.layers, self.norm)
+        tokens = pack.embedding(f"{root}{names.embedding}", vocab, width, tied=tied)
+        positions = None
+        if names.positions is not None:
+            rows = config.max_position_embeddings
+            positions = pack.embedding(f"{root}{names.positions}", rows, width, tied=False)
+        self.embedding = InputEmbedding(tokens, config.multipliers.embedding, positions)
+        self.ropes = _resolve(config)
+        self.layers = [
+            self.decoder_layer(pack, f"{root}{names.layers}.{index}", index) for index in range(config.num_layers)
+        ]
+        self.final_norm = self.norm(pack, f"{root}{names.norm}")
+        self.head = Linear(ops, tokens.weight, Sharding.VOCAB) if tied else pack.head(names.head, vocab, width)
+        pack.refuse_leftovers(names.derived)
+        self._stack = fuse_stack(ops, self.embedding, self.layers, self.final_norm)
         self._steps = fuse_layers(ops, self.layers)
         self.weight_bytes = pack.nbytes
         self.sharding: Mapping[str, Sharding] = pack.sharding
 
-    @abstractmethod
-    def decoder_layer(self, pack: Packer, index: int) -> DecoderLayer:
-        """Build one layer out of its weights."""
+    def decoder_layer(self, pack: Packer, name: str, index: int) -> Layer:
+        """Build a layer out of the module ``name``: norm, attention, norm, MLP."""
+        return DecoderLayer(
+            input_norm=self.norm(pack, f"{name}.input_layernorm"),
+            attention=self.attention(pack, f"{name}.self_attn", index),
+            post_norm=self.norm(pack, f"{name}.post_attention_layernorm"),
+            mlp=self.mlp(pack, f"{name}.mlp", index),
+            residual_scale=self.config.multipliers.residual,
+        )
+
+    def norm(self, pack: Packer, name: str) -> Norm:
+        """Build a norm of the residual stream out of ``name``: root-mean-square."""
+        return pack.norm(name, self.config.hidden_size, self.config.norm_eps, offset=self.config.norm_offset)
+
+    def attention(self, pack: Packer, name: str, index: int) -> Attention:
+        """Build the attention of layer ``index`` out of ``name``."""
+        return build_attention(pack, self.config, name, index, self.ropes[index])
+
+    def mlp(self, pack: Packer, name: str, index: int) -> MLP:
+        """Build the MLP of layer ``index`` out of ``name``: gated."""
+        return build_mlp(pack, self.config, name)
 
     @property
     def kv_specs(self) -> tuple[KVSpec, ...]:
@@ -109,13 +168,28 @@ class DecoderModel(ABC):
         """Compute a step; see :meth:`Model.forward`."""
         if self._stack is not None:
             return self._stack(ids, positions, cache, plan)
-        x, residual = self.embedding(ids), None
+        x, residual = self.embedding(ids, positions), None
         for step in self._steps:
             x, residual = step(x, residual, positions, cache, plan)
         if residual is None:
-            return self.norm(x)
-        return self.norm.after_add(x, residual)[0]
+            return self.final_norm(x)
+        return self.final_norm.after_add(x, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token: ``[R, E]`` to ``[R, V]``, in the dtype computed in."""
-        return self.head(hidden)
+        multipliers, logits = self.config.multipliers, self.head(hidden)
+        if multipliers.logits != 1.0:
+            logits = logits * multipliers.logits
+        if multipliers.logits_softcap is not None:
+            logits = self.ops.softcap(logits, multipliers.logits_softcap)
+        return logits
+
+
+def _resolve(config: ModelConfig) -> list[RopeSpec | None]:
+    """Each layer's rotary embedding. Equal ones are one object, by which backends know them."""
+    specs: dict[RopeConfig | None, RopeSpec | None] = {None: None}
+    for layer in range(config.num_layers):
+        rope = config.rope_of(layer)
+        if rope is not None and rope not in specs:
+            specs[rope] = resolve(rope)
+    return [specs[config.rope_of(layer)] for layer in range(config.num_layers)]

@@ -1,35 +1,9 @@
-"""Llama 2 and 3, and what shares their shape (SmolLM2, TinyLlama, Yi).
-
-Biases only where the configuration says so; every layer sees the whole context.
-"""
+"""Llama 2 and 3, and what shares their shape (SmolLM2, TinyLlama, Yi): the frame as it stands."""
 
 from __future__ import annotations
-
-from sagellm_core.layers.attention import build_attention
-from sagellm_core.layers.decoder import DecoderLayer
-from sagellm_core.layers.mlp import build_mlp
-from sagellm_core.layers.weights import Packer
 
 from .base import DecoderModel
 
 
 class Llama(DecoderModel):
     """``LlamaForCausalLM``."""
-
-    def decoder_layer(self, pack: Packer, index: int) -> DecoderLayer:
-        """One layer out of ``model.layers.{index}``."""
-        config, name = self.config, f"model.layers.{index}"
-        return DecoderLayer(
-            input_norm=pack.norm(f"{name}.input_layernorm", config.hidden_size, config.norm_eps),
-            attention=build_attention(
-                pack,
-                config,
-                f"{name}.self_attn",
-                index,
-                self.rope,
-                qkv_bias=config.qkv_bias,
-                out_bias=config.attention_out_bias,
-            ),
-            post_norm=pack.norm(f"{name}.post_attention_layernorm", config.hidden_size, config.norm_eps),
-            mlp=build_mlp(pack, config, f"{name}.mlp", bias=config.mlp_bias),
-        )

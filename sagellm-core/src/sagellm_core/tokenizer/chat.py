@@ -29,6 +29,21 @@ RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt",
 _TAG = "\x02continue here\x03 "
 
 
+def _with_call(arguments: Any) -> list[dict[str, Any]]:
+    function = {"name": "f", "arguments": arguments}
+    # Mistral's templates want an id of nine characters.
+    call = {"id": "probe0000", "type": "function", "function": function}
+    return [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "x", "tool_call_id": "probe0000", "name": "f"},
+    ]
+
+
+_CALL = _with_call({"probe": "x"})
+_CALL_AS_TEXT = _with_call('{"probe": "x"}')
+
+
 @dataclass(frozen=True)
 class ChatTemplates:
     """The templates of one model, by name; ``default`` unless the checkpoint names several.
@@ -90,6 +105,35 @@ class ChatTemplates:
         """Whether any template spells ``word`` out."""
         return any(word in source for source in self.sources.values())
 
+    def reads(self, name: str) -> bool:
+        """Whether any template reads a value of that name from its caller; one that is not sound reads nothing."""
+        return any(name in names for names in map(self._names, self.sources))
+
+    def takes_arguments_as_text(self, *, tools: bool, special_tokens: Mapping[str, str] | None = None) -> bool:
+        """Whether the template wants a call's arguments as JSON text, where most want the value itself.
+
+        Found out by showing it a call: one that wants text fails over a value, or writes it as Python would.
+        """
+        template, _ = self._template(tools=tools)
+        values = {**(special_tokens or {}), "messages": _CALL, "tools": None, "documents": None}
+        try:
+            text = _run(template, {**values, "add_generation_prompt": False})
+        except SageLLMError:
+            text = None
+        if text is not None:
+            return "'probe'" in text and '"probe"' not in text
+        try:
+            _run(template, {**values, "messages": _CALL_AS_TEXT, "add_generation_prompt": False})
+        except SageLLMError:
+            return False  # it is something else that it does not like
+        return True
+
+    def _names(self, template: str) -> frozenset[str]:
+        try:
+            return self._compiled_template(template)[1]
+        except SageLLMError:
+            return frozenset()  # each request that needs it hears what is wrong
+
     def _template(self, *, tools: bool) -> tuple[Template, frozenset[str]]:
         if not self.sources:
             raise SageLLMError(
@@ -105,6 +149,9 @@ class ChatTemplates:
                 f"none of this model's chat templates is {name!r}: {', '.join(self.sources)}",
                 "messages",
             )
+        return self._compiled_template(name)
+
+    def _compiled_template(self, name: str) -> tuple[Template, frozenset[str]]:
         with self._lock:
             if name not in self._compiled:
                 self._compiled[name] = _compile(self.sources[name])

@@ -7,13 +7,13 @@ which blocks are in use.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 
 import numpy as np
 from typing_extensions import Buffer
 
 from sagellm_backend.paged import check_size, group_specs, too_large
+from sagellm_backend.pages import untouched
 from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.devices import DType
 
@@ -64,12 +64,9 @@ class NativeKV:
         self.block_bytes = sum(sizes)
         self.nbytes = self.block_bytes * num_blocks
         try:
-            store = mmap.mmap(-1, max(self.nbytes, 1))
-        except (OSError, OverflowError):
+            self._blocks = untouched(self.nbytes, huge=True).reshape(num_blocks, self.block_bytes)
+        except MemoryError:
             raise too_large(num_blocks, self.nbytes) from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            store.madvise(mmap.MADV_HUGEPAGE)
-        self._blocks = np.frombuffer(store, dtype=np.uint8, count=self.nbytes).reshape(num_blocks, self.block_bytes)
         self.address = self._blocks.ctypes.data
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:

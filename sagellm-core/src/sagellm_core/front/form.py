@@ -1,0 +1,182 @@
+"""The form a model writes its calls and its reasoning in: which parsers read it, by its template and vocabulary.
+
+Knows the signs of each family, and nothing of how its text is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sagellm_core.tokenizer import Tokenizer
+from sagellm_protocol.errors import ErrorCode, SageLLMError
+from sagellm_protocol.interfaces import RenderedPrompt
+from sagellm_protocol.requests import Request
+
+from .output import OutputParser
+from .parsing.stage import Stage
+from .reasoning import REASONING_PARSERS, ReasoningParser
+from .tools import TOOL_PARSERS, Harmony, ToolParser
+
+NONE = "none"
+"""Stands for no parser."""
+TOOL_SIGNS: Sequence[tuple[str, str | None]] = (
+    ("<|channel|>", "harmony"),
+    # Between Hermes' tags, but XML, which no parser here reads.
+    ("<function=", None),
+    ("<arg_key>", None),
+    ("<tool_call>", "hermes"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<｜tool▁calls▁begin｜>", "deepseek"),
+    ("func_name1(", "pythonic"),
+    ("<|python_start|>", "pythonic"),
+    ("<|python_tag|>", "llama3_json"),
+    ("<|start_header_id|>", "llama3_json"),
+)
+"""What a template that knows tools says of their form, the first sign that is there; without any it is plain JSON."""
+REASONING_SIGNS: Sequence[tuple[str, str | None]] = (
+    ("<|channel|>", "harmony"),
+    ("[THINK]", "mistral"),
+    ("<think>", "think"),
+)
+"""What a template or a vocabulary says of how the model reasons; without any of it, it does not."""
+_TAIL = 16
+"""Tokens at a prompt's end that show whether it opens reasoning."""
+
+
+@dataclass(frozen=True)
+class Parsing:
+    """How the text of one request's choices is taken apart.
+
+    Attributes:
+        shown: Special tokens that are part of the form, and must be text therefore.
+        stages: Makes a choice's parsers.
+        new_id: Makes a call's id.
+        parallel: Whether there may be more than one call.
+        reasons: Whether reasoning is told apart.
+    """
+
+    shown: frozenset[int]
+    stages: Callable[[], Sequence[Stage]]
+    new_id: Callable[[], str]
+    parallel: bool
+    reasons: bool
+
+    def parser(self) -> OutputParser:
+        """The parser of one choice."""
+        return OutputParser(self.stages(), self.new_id, parallel=self.parallel)
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """The form of one model.
+
+    Attributes:
+        tokenizer: The model's.
+        tools: Reads its calls, where it knows tools.
+        reasoning: Reads its reasoning, where it reasons.
+    """
+
+    tokenizer: Tokenizer
+    tools: type[ToolParser] | None = None
+    reasoning: type[ReasoningParser] | type[Harmony] | None = None
+
+    def parsing(self, request: Request, prompt: RenderedPrompt) -> Parsing | None:
+        """How a request's output is taken apart; not at all where nothing can be found in it.
+
+        Args:
+            request: As asked. Only conversations are answered with calls and reasoning.
+            prompt: As the model reads it: it may have opened the reasoning.
+        """
+        if request.messages is None:
+            return None
+        calls = bool(request.tools) and request.tool_choice != NONE and self.tools is not None
+        makers: list[Callable[[], Stage]] = []
+        markers: tuple[str, ...] = ()
+        if self.reasoning is Harmony or self.tools is Harmony:
+            reasons = self.reasoning is Harmony
+            called = calls and self.tools is Harmony
+            makers.append(lambda: Harmony(calls=called, reasoning=reasons))
+            markers += Harmony.markers
+        if self.reasoning is not None and issubclass(self.reasoning, ReasoningParser):
+            tagged, opened = self.reasoning, self._opened(self.reasoning, request, prompt)
+            makers.append(lambda: tagged(opened=opened))
+            markers += tagged.markers()
+        if calls and self.tools is not None and self.tools is not Harmony:
+            makers.append(self.tools)
+            markers += self.tools.markers
+        if not makers:
+            return None
+        return Parsing(
+            shown=self._special(markers),
+            stages=lambda: [make() for make in makers],
+            new_id=(self.tools or ToolParser).new_id,
+            parallel=request.parallel_tool_calls,
+            reasons=self.reasoning is not None,
+        )
+
+    def _opened(self, reasoning: type[ReasoningParser], request: Request, prompt: RenderedPrompt) -> bool:
+        if request.continue_final_message and request.messages and reasoning.within(request.messages[-1].text):
+            return True
+        tail = self.tokenizer.decode(prompt.token_ids[-_TAIL:], skip_special_tokens=False)
+        return tail.rstrip().endswith(reasoning.opens)
+
+    def _special(self, markers: Sequence[str]) -> frozenset[int]:
+        found = (self.tokenizer.backend.token_to_id(marker) for marker in markers)
+        return self.tokenizer.special_ids.intersection(token for token in found if token is not None)
+
+
+def choose_form(
+    tokenizer: Tokenizer, *, tool_parser: str | None = None, reasoning_parser: str | None = None
+) -> OutputForm:
+    """The form of a model.
+
+    Args:
+        tokenizer: The model's, with its chat templates.
+        tool_parser: Name of a parser, or ``none``; chosen by the model's own signs when absent.
+        reasoning_parser: Likewise.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST`` for a name that is none, listing those that are.
+    """
+    check_names(tool_parser, reasoning_parser)
+    knows_tools = tokenizer.chat.reads("tools")
+    if tool_parser is None:
+        tool_parser = _sign(tokenizer, TOOL_SIGNS, "json") if knows_tools else NONE
+    if reasoning_parser is None:
+        reasoning_parser = _sign(tokenizer, REASONING_SIGNS, None)
+    return OutputForm(
+        tokenizer,
+        TOOL_PARSERS.get(tool_parser or NONE) if knows_tools else None,
+        REASONING_PARSERS.get(reasoning_parser or NONE),
+    )
+
+
+def check_names(tool_parser: str | None, reasoning_parser: str | None) -> None:
+    """Refuse a parser that there is not.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST``, listing those that there are.
+    """
+    _check("tool_parser", tool_parser, TOOL_PARSERS)
+    _check("reasoning_parser", reasoning_parser, REASONING_PARSERS)
+
+
+def _check(param: str, name: str | None, table: Mapping[str, object]) -> None:
+    if name is not None and name != NONE and name not in table:
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"there is no {param} {name!r}; there are {', '.join(table)}, and {NONE}; left out, the model's template"
+            " and vocabulary decide",
+            param,
+        )
+
+
+def _sign(tokenizer: Tokenizer, signs: Sequence[tuple[str, str | None]], otherwise: str | None) -> str | None:
+    for sign, name in signs:
+        if tokenizer.chat.mentions(sign):
+            return name
+    for sign, name in signs:
+        if tokenizer.backend.token_to_id(sign) is not None:
+            return name
+    return otherwise

@@ -1,0 +1,29 @@
+"""Calls of Hermes and Qwen: ``<tool_call>{"name": …, "arguments": …}</tool_call>``, one after another.
+
+Source: the chat templates of Nous Research's Hermes 2 Pro and of Qwen 2.5 and Qwen 3.
+"""
+
+from __future__ import annotations
+
+from sagellm_core.front.parsing.source import Markers, Reading
+
+from .json_calls import JSONCalls
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_OPENERS = Markers(_OPEN)
+
+
+class Hermes(JSONCalls):
+    """Objects between tags."""
+
+    markers = (_OPEN, _CLOSE)
+
+    def _read_all(self) -> Reading[None]:
+        while (yield from self._source.until(_OPENERS, self._tell)):
+            yield from self._attempt(_OPEN, self._block())
+
+    def _block(self) -> Reading[None]:
+        yield from self._source.space()
+        yield from self._objects((",",))
+        yield from self._source.space()
+        yield from self._source.take(_CLOSE)

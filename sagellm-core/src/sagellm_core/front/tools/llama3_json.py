@@ -1,0 +1,34 @@
+"""Calls of Llama 3.1 and later in JSON: ``{"name": …, "parameters": …}`` on a line of its own.
+
+``<|python_tag|>`` may stand before them, and a semicolon between them. Source: Meta's Llama 3.1 chat template.
+"""
+
+from __future__ import annotations
+
+from sagellm_core.front.parsing.source import Markers, Reading
+
+from .json_calls import JSONCalls
+
+_TAG = "<|python_tag|>"
+_OPENERS = Markers(_TAG, "{")
+
+
+class Llama3JSON(JSONCalls):
+    """Objects that nothing marks."""
+
+    markers = (_TAG,)
+    bare = True
+
+    def _read_all(self) -> Reading[None]:
+        while marker := (yield from self._source.until(_OPENERS, self._tell)):
+            if marker == _TAG or self._at_line:
+                yield from self._attempt(marker, self._calls(marker))
+            else:
+                self._tell(marker)
+
+    def _calls(self, marker: str) -> Reading[None]:
+        if marker == _TAG:
+            yield from self._source.space()
+        else:
+            self._source.unread(marker)
+        yield from self._objects((";", ","))

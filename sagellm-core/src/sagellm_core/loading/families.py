@@ -1,0 +1,291 @@
+"""What each family's ``config.json`` says in words of its own, and what it leaves unsaid: a table by ``model_type``.
+
+Defaults are what the reference classes assume where a file is silent. Sizes have none: a guess would load noise. Knows
+nothing of GGUF, nor of how a model is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .config import ModelConfig, Multipliers
+from .errors import corrupt, unsupported
+from .fields import Fields
+
+Extras = dict[str, Any]
+"""Fields of a :class:`ModelConfig` to replace."""
+
+
+def _listed_window(fields: Fields) -> int | None:
+    return fields.integer("sliding_window", None)
+
+
+def _no_window(fields: Fields) -> int | None:
+    return None  # the reference class knows none, whatever the file says
+
+
+def _window_by_flag(fields: Fields) -> int | None:
+    return fields.integer("sliding_window", None) if fields.flag("use_sliding_window", False) else None
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family's configuration is read.
+
+    Attributes:
+        architecture: Class that loads it where the file names none.
+        defaults: What counts where a key is absent. A null counts: it is not absence.
+        renamed: The family's key for what is usually called otherwise, and the usual one.
+        inner: Width of the MLP in multiples of ``hidden_size``, where the file gives none.
+        rotary: It has a rotary embedding.
+        window: Tokens back that layers with a window see.
+        slides: Whether the layer of a number has a window, where the file lists no ``layer_types``.
+        extras: What else the file says, beside the configuration read so far.
+    """
+
+    architecture: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    inner: int | None = None
+    rotary: bool = True
+    window: Callable[[Fields], int | None] = _listed_window
+    slides: Callable[[Fields, int], bool] = lambda fields, layer: True
+    extras: Callable[[Fields, ModelConfig], Extras] = lambda fields, config: {}
+
+    def read(self, values: Mapping[str, Any], source: Any) -> Fields:
+        """The file's values by the usual names, defaults filled in."""
+        usual = {self.renamed[key]: value for key, value in values.items() if key in self.renamed}
+        return Fields(source, {**self.defaults, **values, **usual})
+
+
+def _from_max_window_layers(fields: Fields, layer: int) -> bool:
+    return layer >= fields.integer("max_window_layers", 0, minimum=0)
+
+
+def _all_but_every(key: str, default: int) -> Callable[[Fields, int], bool]:
+    return lambda fields, layer: (layer + 1) % fields.integer(key, default) != 0
+
+
+def _qk_norm(fields: Fields, config: ModelConfig) -> Extras:
+    return {"qk_norm": True}
+
+
+def _gemma(fields: Fields, config: ModelConfig) -> Extras:
+    if fields.flag("use_bidirectional_attention", False):
+        raise unsupported(fields.source, "attention to later tokens (use_bidirectional_attention) is not offered")
+    # Its first releases say gelu and mean the approximation.
+    act = "gelu_pytorch_tanh" if config.hidden_act == "gelu" else config.hidden_act
+    multipliers = Multipliers(embedding=math.sqrt(config.hidden_size))
+    return {"hidden_act": act, "norm_offset": 1.0, "multipliers": multipliers}
+
+
+def _gemma2(fields: Fields, config: ModelConfig) -> Extras:
+    extras = _gemma(fields, config)
+    extras["multipliers"] = dataclasses.replace(
+        extras["multipliers"],
+        attention=fields.number("query_pre_attn_scalar") ** -0.5,
+        attention_softcap=fields.number("attn_logit_softcapping", None),
+        logits_softcap=fields.number("final_logit_softcapping", None),
+    )
+    return extras
+
+
+def _gemma3(fields: Fields, config: ModelConfig) -> Extras:
+    extras = _gemma2(fields, config)
+    # Norms of heads took the place of bounded scores: the reference class reads the bound and leaves it.
+    multipliers = dataclasses.replace(extras["multipliers"], attention_softcap=None)
+    return {**extras, "qk_norm": True, "multipliers": multipliers}
+
+
+def _rotated(fields: Fields, layer: int) -> bool:
+    """Whether SmolLM3's layer has positions: ``no_rope_layers`` says 1 where it does."""
+    flags = fields.values.get("no_rope_layers")
+    if flags is None:
+        return (layer + 1) % fields.integer("no_rope_layer_interval", 4) != 0
+    if not isinstance(flags, list) or layer >= len(flags) or flags[layer] not in (0, 1):
+        raise corrupt(fields.source, f"no_rope_layers is {flags!r}; it must list 0 or 1 for each layer")
+    return bool(flags[layer])
+
+
+def _smollm3(fields: Fields, config: ModelConfig) -> Extras:
+    layers = range(config.num_layers)
+    return {"layer_ropes": tuple(config.rope if _rotated(fields, layer) else None for layer in layers)}
+
+
+def _granite(fields: Fields, config: ModelConfig) -> Extras:
+    return {
+        "multipliers": Multipliers(
+            embedding=fields.number("embedding_multiplier", 1.0),
+            attention=fields.number("attention_multiplier", 1.0),
+            residual=fields.number("residual_multiplier", 1.0),
+            logits=1 / fields.number("logits_scaling", 1.0),
+        )
+    }
+
+
+def _gpt2(fields: Fields, config: ModelConfig) -> Extras:
+    for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+        if fields.flag(key, False):
+            raise unsupported(fields.source, f"{key} is not offered")
+    scaled = fields.flag("scale_attn_weights", True)
+    biases = dict.fromkeys(("qkv_bias", "attention_out_bias", "mlp_bias"), True)
+    return {**biases, "transposed_linears": True, "multipliers": Multipliers(attention=None if scaled else 1.0)}
+
+
+def _gpt_neox(fields: Fields, config: ModelConfig) -> Extras:
+    parallel = fields.flag("use_parallel_residual", True)
+    return {"mlp_bias": True, "parallel": parallel, "parallel_norms": 2, "qkv_by_group": True}
+
+
+def _falcon(fields: Fields, config: ModelConfig) -> Extras:
+    if fields.flag("alibi", False):
+        raise unsupported(fields.source, "positions by attention bias (alibi) are not offered; rotary ones are")
+    grouped = fields.flag("new_decoder_architecture", False)
+    heads = config.num_heads
+    kv_heads = 1 if fields.flag("multi_query", True) else heads
+    if grouped:
+        kv_heads = fields.integer("num_kv_heads", heads)
+    if heads % kv_heads:
+        raise corrupt(fields.source, f"num_attention_heads ({heads}) is not a multiple of num_kv_heads ({kv_heads})")
+    bias = fields.flag("bias", False)
+    return {
+        "num_kv_heads": kv_heads,
+        **dict.fromkeys(("qkv_bias", "attention_out_bias", "mlp_bias"), bias),
+        "parallel": fields.flag("parallel_attn", True) or grouped,
+        "parallel_norms": fields.integer("num_ln_in_parallel_attn", 2 if grouped else 1, maximum=2),
+        "qkv_by_group": True,
+    }
+
+
+def _stablelm(fields: Fields, config: ModelConfig) -> Extras:
+    return {
+        "parallel": fields.flag("use_parallel_residual", False),
+        "qk_norm": fields.flag("qk_layernorm", False),
+    }
+
+
+def _cohere(fields: Fields, config: ModelConfig) -> Extras:
+    assert config.rope is not None, "the family is rotary"
+    return {
+        "parallel": True,
+        "qk_norm": fields.flag("use_qk_norm", False),
+        "rope": dataclasses.replace(config.rope, interleaved=True),
+        "multipliers": Multipliers(logits=fields.number("logit_scale", 1.0)),
+    }
+
+
+def _cohere2(fields: Fields, config: ModelConfig) -> Extras:
+    """Positions only where there is a window."""
+    extras = _cohere(fields, config)
+    ropes = tuple(extras["rope"] if window is not None else None for window in config.windows)
+    return {**extras, "layer_ropes": ropes, "qk_norm": False}
+
+
+_GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
+_GEMMA2 = {**_GEMMA, "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096}
+_COHERE = {"tie_word_embeddings": True, "logit_scale": 0.0625, "layer_norm_eps": 1e-5, "rope_theta": 500_000.0}
+
+FAMILIES: Mapping[str, Family] = {
+    "cohere": Family(defaults=_COHERE, window=_no_window, extras=_cohere),
+    "cohere2": Family(
+        defaults={**_COHERE, "sliding_window": 4096, "rope_theta": 10_000.0},
+        slides=_all_but_every("sliding_window_pattern", 4),
+        extras=_cohere2,
+    ),
+    "falcon": Family(
+        defaults={"hidden_act": "gelu", "tie_word_embeddings": True, "layer_norm_eps": 1e-5},
+        renamed={
+            "activation": "hidden_act",
+            "layer_norm_epsilon": "layer_norm_eps",
+            "n_embed": "hidden_size",
+            "n_head": "num_attention_heads",
+            "n_layer": "num_hidden_layers",
+            "ffn_hidden_size": "intermediate_size",
+        },
+        inner=4,
+        window=_no_window,
+        extras=_falcon,
+    ),
+    "gemma": Family(defaults={**_GEMMA, "hidden_act": "gelu_pytorch_tanh"}, window=_no_window, extras=_gemma),
+    "gemma2": Family(
+        defaults={**_GEMMA2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        renamed={"hidden_activation": "hidden_act"},
+        slides=_all_but_every("sliding_window_pattern", 2),
+        extras=_gemma2,
+    ),
+    "gemma3_text": Family(
+        architecture="Gemma3ForCausalLM",
+        defaults={**_GEMMA2, "max_position_embeddings": 131_072, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        renamed={"hidden_activation": "hidden_act"},
+        slides=_all_but_every("sliding_window_pattern", 6),
+        extras=_gemma3,
+    ),
+    "gpt2": Family(
+        architecture="GPT2LMHeadModel",
+        defaults={"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "tie_word_embeddings": True},
+        renamed={
+            "n_embd": "hidden_size",
+            "n_head": "num_attention_heads",
+            "n_layer": "num_hidden_layers",
+            "n_inner": "intermediate_size",
+            "n_positions": "max_position_embeddings",
+            "activation_function": "hidden_act",
+            "layer_norm_epsilon": "layer_norm_eps",
+        },
+        inner=4,
+        rotary=False,
+        window=_no_window,
+        extras=_gpt2,
+    ),
+    "gpt_neox": Family(
+        architecture="GPTNeoXForCausalLM",
+        defaults={
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-5,
+            "attention_bias": True,
+            "partial_rotary_factor": 0.25,
+        },
+        renamed={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
+        window=_no_window,
+        extras=_gpt_neox,
+    ),
+    "granite": Family(window=_no_window, extras=_granite),
+    "llama": Family(window=_no_window),
+    "mistral": Family(defaults={"sliding_window": 4096, "num_key_value_heads": 8}),
+    "olmo2": Family(defaults={"rms_norm_eps": 1e-5}, window=_no_window, extras=_qk_norm),
+    "phi3": Family(defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}),
+    "qwen2": Family(
+        defaults={"qkv_bias": True, "sliding_window": 4096, "max_window_layers": 28},
+        window=_window_by_flag,
+        slides=_from_max_window_layers,
+    ),
+    "qwen3": Family(
+        defaults={"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
+        window=_window_by_flag,
+        slides=_from_max_window_layers,
+        extras=_qk_norm,
+    ),
+    "smollm3": Family(
+        architecture="SmolLM3ForCausalLM",
+        defaults={
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32_768,
+            "rope_theta": 2e6,
+        },
+        window=_window_by_flag,
+        slides=lambda fields, layer: not _rotated(fields, layer),
+        extras=_smollm3,
+    ),
+    "stablelm": Family(
+        architecture="StableLmForCausalLM",
+        defaults={"layer_norm_eps": 1e-5, "num_key_value_heads": 32, "partial_rotary_factor": 0.25},
+        renamed={"use_qkv_bias": "qkv_bias"},
+        window=_no_window,
+        extras=_stablelm,
+    ),
+}
