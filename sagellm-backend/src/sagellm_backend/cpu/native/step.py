@@ -31,8 +31,7 @@ class NativePlan:
         self.cache = cache
         query_lens = np.asarray(batch.query_lens, dtype=np.int32)
         context_lens = np.asarray(batch.context_lens, dtype=np.int32)
-        width = max((len(table) for tables in batch.block_tables for table in tables), default=0)
-        tables = [_rectangle(tables, width) for tables in batch.block_tables]
+        tables = _rectangles(batch.block_tables)
         pointers = (ctypes.c_void_p * len(tables))(*(table.ctypes.data for table in tables))
         self.tokens = int(query_lens.sum())
         self._query_lens, self._context_lens = query_lens, context_lens
@@ -47,7 +46,7 @@ class NativePlan:
             query_lens.ctypes.data,
             context_lens.ctypes.data,
             ctypes.addressof(pointers),
-            width,
+            tables[0].shape[1],
             0,
             cache.address,
             cache.block_bytes,
@@ -62,8 +61,13 @@ class NativePlan:
         return (before + np.arange(self.tokens, dtype=np.int32)).astype(np.int32, copy=False)
 
 
-def _rectangle(tables: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
-    padded = np.zeros((len(tables), width), dtype=np.int32)
-    for row, table in zip(padded, tables, strict=True):
-        row[: len(table)] = table
+def _rectangles(groups: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.int32]]:
+    """Tables of every group, each ``[S, M]`` with one M; what follows a sequence's own blocks is never read."""
+    if all(isinstance(tables, np.ndarray) and tables.shape == np.shape(groups[0]) for tables in groups):
+        return [np.ascontiguousarray(tables, dtype=np.int32) for tables in groups]
+    width = max((len(table) for tables in groups for table in tables), default=0)
+    padded = [np.zeros((len(tables), width), dtype=np.int32) for tables in groups]
+    for rows, tables in zip(padded, groups, strict=True):
+        for row, table in zip(rows, tables, strict=True):
+            row[: len(table)] = table
     return padded
