@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +62,9 @@ class NativePlan:
         return (before + np.arange(self.tokens, dtype=np.int32)).astype(np.int32, copy=False)
 
 
-def _rectangles(groups: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.int32]]:
+def _rectangles(groups: Sequence[Any]) -> list[NDArray[np.int32]]:
     """Tables of every group, each ``[S, M]`` with one M; what follows a sequence's own blocks is never read."""
-    if all(isinstance(tables, np.ndarray) and tables.shape == np.shape(groups[0]) for tables in groups):
+    if all(isinstance(tables, np.ndarray) and tables.shape == groups[0].shape for tables in groups):
         return [np.ascontiguousarray(tables, dtype=np.int32) for tables in groups]
     width = max((len(table) for tables in groups for table in tables), default=0)
     padded = [np.zeros((len(tables), width), dtype=np.int32) for tables in groups]
