@@ -12,43 +12,49 @@ struct Piece {
     int sequence, token, count;  // first token among the step's, and how many
     int kv_head;
     int split;    // -1 for all
-    int partial;  // where its partial results begin, in units of the group's queries
+    int partial;  // where its results begin among the partial ones, in units of a key head's queries
 };
 
 struct Plan {
     std::vector<Piece> pieces;
-    std::vector<int> split_of;  // of each token: index of its first partial, or -1
-    std::vector<int> splits;    // of each token: partials of each key head
+    std::vector<int> split_of;  // of each token: index of its first partial result, or -1
+    std::vector<int> splits;    // of each token: partial results of each key head
     int partials = 0;
 };
 
 struct Shape {
-    int heads, kv_heads, dim, window;
+    int heads, kv_heads, dim, value_dim, window;
+    float softcap;
     int queries() const { return heads / kv_heads; }
     int first(int position) const { return window == 0 ? 0 : larger(0, position + 1 - window); }
 };
-
-// Cut a step; which pieces there are depends on the other sequences, what comes out of them does not.
-Plan plan_attention(const Shape& shape, const SageStep& step, int threads);
 
 struct AttentionJob {
     const Kernels* k;
     Shape shape;
     const SageStep* step;
-    const int32_t* tables;
-    const void* keys;
-    const void* values;
+    int group, layer;
     const float* q;  // [T, Hq, D], scaled
-    float* out;      // [T, Hq, D]
+    float* out;      // [T, Hq, Dv]
     const Plan* plan;
-    float* partials;  // of each, max, sum and D values, padded to 16
+    float* partials;  // sage::partial_floats of each
 };
 
-inline int partial_floats(int dim) { return dim + 16; }
+// Cut a step; which pieces there are depends on the other sequences, what comes out of them does not.
+Plan plan_attention(const Shape& shape, const SageStep& step, int threads);
 
-void attend_piece(const AttentionJob& job, const Piece& piece);
+// Floats of one key head's partial results of one token.
+size_t partial_floats(const Shape& shape);
 
-// Join what pieces of one token left, into `out` [Hq, D]. Splits are folded in order, as a piece over all of them does.
+Pages pages_of(const AttentionJob& job, int sequence, int kv_head, int end);
+
+// `ahead` pieces on is the one that this thread may do next.
+void attend_piece(const AttentionJob& job, int number, int ahead);
+
+// Join what pieces of one token left, into `out` [Hq, Dv].
 void join_splits(const AttentionJob& job, int token, float* out);
+
+// Put a token's key (or value) of one head where the step's tables say.
+void keep(const AttentionJob& job, int sequence, int position, int kv_head, bool value, const float* row);
 
 }  // namespace sage

@@ -1,4 +1,7 @@
-// Attention of a few queries over pages of keys and values, by one instruction set's primitives.
+// Attention of a few queries over tiles of keys and values, by one instruction set's primitives.
+//
+// Softmax by splits: each is computed from its own largest score and folded into what came before (Milakov and
+// Gimelshein, "Online normalizer calculation for softmax", 2018; Dao, "FlashAttention", 2022).
 #pragma once
 
 #include <float.h>
@@ -10,203 +13,381 @@ namespace sage {
 namespace {
 
 constexpr float kNone = -INFINITY;
+constexpr int kSplitKeys = kSplitTiles * kTile;
+constexpr int kQueryWords = kMaxHead;  // 32-bit words of a query in its widest type
 
-// Address of a row of the pool, walked block by block.
-SAGE_INLINE long slot_of(const Pages* pages, int t) {
-    return long(pages->table[t / pages->block_size]) * pages->block_size + t % pages->block_size;
+// -- tiles ------------------------------------------------------------------------------------------------------------
+
+// Quants of `size` values and their scale.
+SAGE_INLINE float quantize(const float* x, int size, int8_t* q) {
+    F16 most{};
+    for (int i = 0; i < size; i += kLanes) most = max16(most, abs16(load(x + i)));
+    const float top = largest(most), inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    for (int i = 0; i < size; i += kLanes) store_quants(q + i, load(x + i) * inverse);
+    return top / 127.0f;
 }
 
-// Ask for 16 rows that are wanted soon: blocks lie anywhere, so the processor cannot guess.
-SAGE_INLINE void ask_for(const Pages* pages, const void* plane, int at, int end) {
-    const long bytes = long(pages->dim) * (pages->type == SAGE_TYPE_BF16 ? 2 : 4);
-    const int stop = at + 16 < end ? at + 16 : end;
-    for (int t = at; t < stop;) {
-        const int inside = pages->block_size - t % pages->block_size, count = inside < stop - t ? inside : stop - t;
-        const char* from = static_cast<const char*>(plane) + slot_of(pages, t) * bytes;
-        for (long line = 0; line < count * bytes; line += 64) __builtin_prefetch(from + line);
-        t += count;
-    }
-}
-
-// Sixteen rows from `at`. Past the end the last repeats: it is masked, but must be memory that was written.
-SAGE_INLINE void slots_of(const Pages* pages, int at, int end, long (&slots)[16]) {
-    for (int i = 0; i < 16;) {
-        const int t = at + i;
-        if (t >= end) {
-            slots[i] = slots[i - 1];
-            i++;
-            continue;
-        }
-        const int inside = pages->block_size - t % pages->block_size;
-        const long first = slot_of(pages, t);
-        for (int j = 0; j < inside && i < 16 && at + i < end; j++, i++) slots[i] = first + j;
-    }
-}
-
-// Sixteen keys turned so that one vector holds the same dimensions of all: pairs of bf16, or single floats.
-template <int Type>
-SAGE_INLINE void load_keys(const Pages* pages, int at, int end, uint32_t (*turned)[16]) {
-    const int words = Type == SAGE_TYPE_BF16 ? pages->dim / 2 : pages->dim;
-    const uint32_t* row[16];
-    long slots[16];
-    slots_of(pages, at, end, slots);
-    for (int i = 0; i < 16; i++) row[i] = static_cast<const uint32_t*>(pages->keys) + slots[i] * words;
-    int w = 0;
-    for (; w + 16 <= words; w += 16) {
-        U16 r[16];
-        for (int i = 0; i < 16; i++) r[i] = *reinterpret_cast<const U16u*>(row[i] + w);
-        transpose(r);
-        for (int i = 0; i < 16; i++) *reinterpret_cast<U16u*>(turned[w + i]) = r[i];
-    }
-    for (; w < words; w++) {
-        for (int i = 0; i < 16; i++) turned[w][i] = row[i][w];
-    }
-}
-
-template <int Type>
-SAGE_INLINE void load_values(const Pages* pages, int at, int end, float* out) {
-    long slots[16];
-    slots_of(pages, at, end, slots);
-    for (int i = 0; i < 16; i++) {
-        const long slot = slots[i];
-        if (Type == SAGE_TYPE_BF16) {
-            const uint16_t* row = static_cast<const uint16_t*>(pages->values) + slot * pages->dim;
-            for (int d = 0; d < pages->dim; d += 16) store(out + i * pages->dim + d, load_bf16(row + d));
-        } else {
-            const float* row = static_cast<const float*>(pages->values) + slot * pages->dim;
-            for (int d = 0; d < pages->dim; d += 16) store(out + i * pages->dim + d, load(row + d));
-        }
-    }
-}
-
-// Scores of up to four queries over 16 keys.
-template <int Type, int R>
-SAGE_INLINE void score(const float* const* q, const uint32_t (*packed)[kMaxHead], const uint32_t (*turned)[16], int dim,
-                       F16 (&out)[R]) {
-    F16 even[R], odd[R];
-    for (int r = 0; r < R; r++) even[r] = odd[r] = F16{};
-    if (Type == SAGE_TYPE_BF16) {
-        for (int w = 0; w < dim / 2; w += 2) {
-            const U16 k0 = *reinterpret_cast<const U16u*>(turned[w]), k1 = *reinterpret_cast<const U16u*>(turned[w + 1]);
-            for (int r = 0; r < R; r++) {
-                even[r] = dot_bf16(even[r], k0, packed[r][w]);
-                odd[r] = dot_bf16(odd[r], k1, packed[r][w + 1]);
-            }
-        }
+void keep_key(const Tile* layout, uint8_t* tile, int lane, const float* key) {
+    const int dim = layout->dim;
+    if (layout->type == SAGE_TYPE_F32) {
+        for (int d = 0; d < dim; d++) reinterpret_cast<float*>(tile)[d * kTile + lane] = key[d];
+    } else if (layout->type == SAGE_TYPE_BF16) {
+        alignas(64) uint16_t h[kMaxHead];
+        for (int d = 0; d < dim; d += kLanes) store_bf16(h + d, load(key + d));
+        for (int d = 0; d < dim; d += 2) memcpy(tile + (d / 2 * kTile + lane) * 4, h + d, 4);
     } else {
-        for (int w = 0; w < dim; w += 2) {
-            const F16 k0 = (F16)*reinterpret_cast<const U16u*>(turned[w]), k1 = (F16)*reinterpret_cast<const U16u*>(turned[w + 1]);
+        alignas(64) int8_t q[kMaxHead];
+        const float scale = quantize(key, dim, q);
+        for (int d = 0; d < dim; d++) q[d] = int8_t(q[d] ^ 0x80);
+        for (int d = 0; d < dim; d += 4) memcpy(tile + (d / 4 * kTile + lane) * 4, q + d, 4);
+        memcpy(tile + layout->key_scales + lane * 4, &scale, 4);
+    }
+}
+
+void keep_value(const Tile* layout, uint8_t* tile, int lane, const float* value) {
+    const int dim = layout->value_dim;
+    uint8_t* values = tile + layout->values;
+    if (layout->type == SAGE_TYPE_F32) {
+        memcpy(values + size_t(lane) * dim * 4, value, size_t(dim) * 4);
+    } else if (layout->type == SAGE_TYPE_BF16) {
+        alignas(64) uint16_t h[kMaxHead];
+        for (int d = 0; d < dim; d += kLanes) store_bf16(h + d, load(value + d));
+        uint16_t* pairs = reinterpret_cast<uint16_t*>(values) + size_t(lane / 2) * dim * 2 + lane % 2;
+        for (int d = 0; d < dim; d++) pairs[d * 2] = h[d];
+    } else {
+        const float scale = quantize(value, dim, reinterpret_cast<int8_t*>(values) + size_t(lane) * dim);
+        memcpy(tile + layout->value_scales + lane * 4, &scale, 4);
+    }
+}
+
+// A split's tiles, found once.
+struct Split {
+    int tiles;
+    const uint8_t* at[kSplitTiles];
+    int first[kSplitTiles];        // position of a tile's first token
+    int count[kSplitTiles];        // its tokens that may be read
+};
+
+SAGE_INLINE Split find_split(const Pages* pages, int number) {
+    Split split;
+    split.tiles = 0;
+    const int blocks = pages->split_blocks(), of_block = pages->block_tiles();
+    for (int b = number * blocks; b < (number + 1) * blocks; b++) {
+        for (int i = 0; i < of_block; i++) {
+            const int first = b * pages->block_size + i * kTile;
+            if (first >= pages->end) return split;
+            const int room = pages->block_size - i * kTile, left = pages->end - first;
+            const int count = room < kTile ? room : kTile;
+            split.at[split.tiles] = pages->at(b, i);
+            split.first[split.tiles] = first;
+            split.count[split.tiles++] = count < left ? count : left;
+        }
+    }
+    return split;
+}
+
+// Blocks lie anywhere, so the processor cannot guess what is wanted next.
+SAGE_INLINE void ask_for(const uint8_t* from, size_t bytes) {
+    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line);
+}
+
+// -- scores -----------------------------------------------------------------------------------------------------------
+
+// Queries in the form that meets keys of a type.
+struct Packed {
+    alignas(64) uint32_t words[kMaxQueries][kQueryWords];
+    float scale[kMaxQueries];
+    int32_t start[kMaxQueries];  // what keys' being 128 up adds, taken off
+};
+
+template <int Type>
+void pack_queries(const Queries* queries, int dim, Packed* out) {
+    for (int r = 0; r < queries->count; r++) {
+        if (Type == SAGE_TYPE_F32) {
+            memcpy(out->words[r], queries->q[r], size_t(dim) * 4);
+        } else if (Type == SAGE_TYPE_BF16) {
+            uint16_t* h = reinterpret_cast<uint16_t*>(out->words[r]);
+            for (int d = 0; d < dim; d += kLanes) store_bf16(h + d, load(queries->q[r] + d));
+        } else {
+            int8_t* q = reinterpret_cast<int8_t*>(out->words[r]);
+            out->scale[r] = quantize(queries->q[r], dim, q);
+            int32_t sum = 0;
+            for (int d = 0; d < dim; d++) sum += q[d];
+            out->start[r] = -128 * sum;
+        }
+    }
+}
+
+// Scores of R queries over N tiles.
+template <int Type, int R, int N>
+SAGE_INLINE void score(const Packed* q, int row, const Tile& tile, const uint8_t* const* at, F16 (&out)[R][N]) {
+    const int words = Type == SAGE_TYPE_F32 ? tile.dim : Type == SAGE_TYPE_BF16 ? tile.dim / 2 : tile.dim / 4;
+    if (Type == SAGE_TYPE_I8) {
+        I16 acc[R][N];
+        for (int r = 0; r < R; r++) {
+            for (int n = 0; n < N; n++) acc[r][n] = I16{} + q->start[row + r];
+        }
+        for (int w = 0; w < words; w++) {
+            for (int n = 0; n < N; n++) {
+                const Bytes keys = load_bytes(at[n] + w * 64);
+                for (int r = 0; r < R; r++) acc[r][n] = dot_full(acc[r][n], keys, int32_t(q->words[row + r][w]));
+            }
+        }
+        for (int n = 0; n < N; n++) {
+            const F16 scales = load(reinterpret_cast<const float*>(at[n] + tile.key_scales));
+            for (int r = 0; r < R; r++) out[r][n] = __builtin_convertvector(acc[r][n], F16) * (scales * q->scale[row + r]);
+        }
+        return;
+    }
+    for (int r = 0; r < R; r++) {
+        for (int n = 0; n < N; n++) out[r][n] = F16{};
+    }
+    for (int w = 0; w < words; w++) {
+        for (int n = 0; n < N; n++) {
+            const U16 keys = *reinterpret_cast<const U16u*>(at[n] + w * 64);
             for (int r = 0; r < R; r++) {
-                even[r] += k0 * q[r][w];
-                odd[r] += k1 * q[r][w + 1];
+                if (Type == SAGE_TYPE_BF16) {
+                    out[r][n] = dot_bf16(out[r][n], keys, q->words[row + r][w]);
+                } else {
+                    float x;
+                    memcpy(&x, &q->words[row + r][w], 4);
+                    out[r][n] += (F16)keys * x;
+                }
             }
         }
     }
-    for (int r = 0; r < R; r++) out[r] = even[r] + odd[r];
 }
 
-template <int Type>
-void attend_of(const Queries* queries, const Pages* pages, int begin, int end, Partial* out) {
-    const int count = queries->count, dim = pages->dim;
-    alignas(64) float scores[kMaxQueries][kSplit];
-    alignas(64) uint32_t turned[kMaxHead][16];
-    alignas(64) float values[16 * kMaxHead];
-    alignas(64) uint32_t packed[kMaxQueries][kMaxHead];
+SAGE_INLINE F16 tanh16(F16 x) {
+    const F16 e = exp16(min16(x + x, splat(80.0f)));
+    return 1.0f - 2.0f / (e + 1.0f);
+}
+
+// What a split is worth to each query before values are met: weights, largest scores, sums.
+struct Scores {
+    alignas(64) float weight[kMaxQueries][kSplitKeys];
+    alignas(64) float max[kMaxQueries];
+    alignas(64) float sum[kMaxQueries];
+};
+
+template <int R, int N>
+SAGE_INLINE void keep_scores(const Queries* queries, int row, const Split& split, int n0, const F16 (&s)[R][N], F16 (&most)[R],
+                             Scores* out) {
     const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    if (Type == SAGE_TYPE_BF16) {
-        for (int r = 0; r < count; r++) {
-            for (int d = 0; d < dim; d += 16) store_bf16(reinterpret_cast<uint16_t*>(packed[r]) + d, load(queries->q[r] + d));
+    for (int n = 0; n < N; n++) {
+        const int first = split.first[n0 + n], count = split.count[n0 + n];
+        for (int r = 0; r < R; r++) {
+            F16 value = s[r][n];
+            if (queries->softcap != 0.0f) value = queries->softcap * tanh16(value / queries->softcap);
+            const int from = queries->first[row + r] - first, room = queries->limit[row + r] - first;
+            const int to = room < count ? room : count;
+            if (from > 0 || to < kTile) value = (lane >= from) & (lane < to) ? value : splat(kNone);
+            store(&out->weight[row + r][(n0 + n) * kTile], value);
+            most[r] = max16(most[r], value);
         }
     }
-    F16 most[kMaxQueries];
-    for (int r = 0; r < count; r++) most[r] = splat(kNone);
-    for (int t = begin; t < end; t += 16) {
-        ask_for(pages, pages->values, t, end);
-        ask_for(pages, pages->keys, t + 16, end);
-        load_keys<Type>(pages, t, end, turned);
-        int r = 0;
-        const auto keep = [&](int row, F16 s) {
-            const I16 key = lane + t;
-            const F16 seen = (key < queries->limit[row]) & (key >= queries->first[row]) ? s : splat(kNone);
-            store(&scores[row][t - begin], seen);
-            most[row] = max16(most[row], seen);
-        };
-        for (; r + 4 <= count; r += 4) {
-            F16 s[4];
-            score<Type, 4>(queries->q + r, packed + r, turned, dim, s);
-            for (int i = 0; i < 4; i++) keep(r + i, s[i]);
+}
+
+template <int Type, int R>
+SAGE_INLINE void score_rows(const Queries* queries, const Packed* q, int row, const Tile& tile, const Split& split, bool ask,
+                            Scores* out) {
+    F16 most[R];
+    for (int r = 0; r < R; r++) most[r] = splat(kNone);
+    int n = 0;
+    for (; n + kTilesAtOnce <= split.tiles; n += kTilesAtOnce) {
+        if (ask) {
+            for (int i = 0; i < kTilesAtOnce; i++) ask_for(split.at[n + i] + tile.values, tile.bytes - tile.values);
         }
-        if (r + 3 == count) {
-            F16 s[3];
-            score<Type, 3>(queries->q + r, packed + r, turned, dim, s);
-            for (int i = 0; i < 3; i++) keep(r + i, s[i]);
-            r += 3;
-        }
-        for (; r < count; r++) {
-            F16 s[1];
-            score<Type, 1>(queries->q + r, packed + r, turned, dim, s);
-            keep(r, s[0]);
-        }
+        F16 s[R][kTilesAtOnce];
+        score<Type, R, kTilesAtOnce>(q, row, tile, split.at + n, s);
+        keep_scores<R, kTilesAtOnce>(queries, row, split, n, s, most, out);
     }
-    for (int r = 0; r < count; r++) {
+    for (; n < split.tiles; n++) {
+        if (ask) ask_for(split.at[n] + tile.values, tile.bytes - tile.values);
+        F16 s[R][1];
+        score<Type, R, 1>(q, row, tile, split.at + n, s);
+        keep_scores<R, 1>(queries, row, split, n, s, most, out);
+    }
+    for (int r = 0; r < R; r++) {
         const float top = largest(most[r]);
         F16 total{};
-        for (int t = 0; t < end - begin; t += 16) {
+        for (int t = 0; t < split.tiles * kTile; t += kLanes) {
             // A query that sees nothing of this split has only -inf: its weights are 0, not exp(-inf + inf).
-            const F16 e = top == kNone ? F16{} : exp16(load(&scores[r][t]) - top);
-            store(&scores[r][t], e);
+            const F16 e = top == kNone ? F16{} : exp16(load(&out->weight[row + r][t]) - top);
+            store(&out->weight[row + r][t], e);
             total += e;
         }
-        out[r].max = top;
-        out[r].sum = add_up(total);
-        for (int d = 0; d < dim; d += 16) store(out[r].acc + d, F16{});
+        out->max[row + r] = top;
+        out->sum[row + r] = add_up(total);
     }
-    for (int t = begin; t < end; t += 16) {
-        load_values<Type>(pages, t, end, values);
-        const int keys = end - t < 16 ? end - t : 16;
+}
+
+// -- folding ----------------------------------------------------------------------------------------------------------
+
+// Factors of what was there and of what comes, and the new sums, of `count` queries.
+SAGE_INLINE void fold_sums(int count, Sums* into, const float* max, const float* sum, float* keep, float* add) {
+    for (int r = 0; r < count; r += kLanes) {
+        const F16 had = load(into->max + r), comes = load(max + r), top = max16(had, comes);
+        // Where neither saw anything, -inf less -inf would be no number.
+        const F16 base = top == kNone ? F16{} : top;
+        const F16 kept = exp16(had - base), added = exp16(comes - base);
+        store(into->max + r, top);
+        store(into->sum + r, load(into->sum + r) * kept + load(sum + r) * added);
+        store(keep + r, kept);
+        store(add + r, added);
+    }
+}
+
+void fold(int count, int dim, Sums* into, const Sums* from) {
+    alignas(64) float keep[kMaxQueries], add[kMaxQueries];
+    fold_sums(count, into, from->max, from->sum, keep, add);
+    for (int r = 0; r < count; r++) {
+        for (int d = 0; d < dim; d += kLanes) {
+            float* acc = into->acc + r * dim + d;
+            store(acc, load(acc) * keep[r] + load(from->acc + r * dim + d) * add[r]);
+        }
+    }
+}
+
+// -- values -----------------------------------------------------------------------------------------------------------
+
+// Weights of R queries in the form that meets values of a type, over all tiles of a split.
+template <int Type>
+SAGE_INLINE void pack_weights(int count, const Tile& tile, const Split& split, Scores* scores) {
+    if (Type == SAGE_TYPE_BF16) {
         for (int r = 0; r < count; r++) {
-            const float* weight = &scores[r][t - begin];
-            int d = 0;
-            for (; d + 64 <= dim; d += 64) {
-                float* acc = out[r].acc + d;
-                F16 a0 = load(acc), a1 = load(acc + 16), a2 = load(acc + 32), a3 = load(acc + 48);
-                for (int k = 0; k < keys; k++) {
-                    const float* v = values + k * dim + d;
-                    const float w = weight[k];
-                    a0 += load(v) * w;
-                    a1 += load(v + 16) * w;
-                    a2 += load(v + 32) * w;
-                    a3 += load(v + 48) * w;
-                }
-                store(acc, a0);
-                store(acc + 16, a1);
-                store(acc + 32, a2);
-                store(acc + 48, a3);
-            }
-            for (; d < dim; d += 16) {
-                F16 a = load(out[r].acc + d);
-                for (int k = 0; k < keys; k++) a += load(values + k * dim + d) * weight[k];
-                store(out[r].acc + d, a);
+            // In place: half as wide, from the front.
+            uint16_t* h = reinterpret_cast<uint16_t*>(scores->weight[r]);
+            for (int t = 0; t < split.tiles * kTile; t += kLanes) store_bf16(h + t, load(&scores->weight[r][t]));
+        }
+    } else if (Type == SAGE_TYPE_I8) {
+        for (int n = 0; n < split.tiles; n++) {
+            const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+            // What was never written may be anything, even no number.
+            const F16 scales = lane < split.count[n] ? load(reinterpret_cast<const float*>(split.at[n] + tile.value_scales)) : F16{};
+            for (int r = 0; r < count; r++) {
+                float* weight = &scores->weight[r][n * kTile];
+                store(weight, load(weight) * scales);
             }
         }
     }
 }
 
-void attend(const Queries* queries, const Pages* pages, int begin, int end, Partial* out) {
-    if (pages->type == SAGE_TYPE_BF16) {
-        attend_of<SAGE_TYPE_BF16>(queries, pages, begin, end, out);
-    } else {
-        attend_of<SAGE_TYPE_F32>(queries, pages, begin, end, out);
+// Values of D vectors of 16 dimensions from `d`, weighted, and folded into what was there.
+template <int Type, int R, int D>
+SAGE_INLINE void weigh(const Scores* scores, int row, const Tile& tile, const Split& split, int d, const float* keep,
+                       const float* add, float* acc) {
+    F16 sum[R][D];
+    for (int r = 0; r < R; r++) {
+        for (int i = 0; i < D; i++) sum[r][i] = F16{};
+    }
+    const int dim = tile.value_dim;
+    for (int n = 0; n < split.tiles; n++) {
+        const uint8_t* values = split.at[n] + tile.values;
+        if (Type == SAGE_TYPE_BF16) {
+            const int pairs = split.count[n] / 2;
+            const auto pair = [&](int k, uint32_t mask) {
+                uint32_t w[R];
+                for (int r = 0; r < R; r++) {
+                    memcpy(&w[r], reinterpret_cast<const uint16_t*>(scores->weight[row + r]) + n * kTile + k * 2, 4);
+                }
+                for (int i = 0; i < D; i++) {
+                    const U16 v = *reinterpret_cast<const U16u*>(values + (size_t(k) * dim + d + i * kLanes) * 4) & mask;
+                    for (int r = 0; r < R; r++) sum[r][i] = dot_bf16(sum[r][i], v, w[r]);
+                }
+            };
+            for (int k = 0; k < pairs; k++) pair(k, 0xffffffffu);
+            // The other half was never written.
+            if (split.count[n] % 2 != 0) pair(pairs, 0x0000ffffu);
+        } else {
+            for (int k = 0; k < split.count[n]; k++) {
+                for (int i = 0; i < D; i++) {
+                    F16 v;
+                    if (Type == SAGE_TYPE_F32) {
+                        v = load(reinterpret_cast<const float*>(values) + size_t(k) * dim + d + i * kLanes);
+                    } else {
+                        v = load_quants(reinterpret_cast<const int8_t*>(values) + size_t(k) * dim + d + i * kLanes);
+                    }
+                    for (int r = 0; r < R; r++) sum[r][i] += v * scores->weight[row + r][n * kTile + k];
+                }
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        for (int i = 0; i < D; i++) {
+            float* at = acc + long(row + r) * dim + d + i * kLanes;
+            store(at, load(at) * keep[row + r] + sum[r][i] * add[row + r]);
+        }
     }
 }
 
-void merge(Partial* into, const Partial* from, int dim) {
-    if (from->max == kNone) return;
-    const float top = into->max > from->max ? into->max : from->max;
-    const float keep = into->max == kNone ? 0.0f : expf(into->max - top), add = expf(from->max - top);
-    into->max = top;
-    into->sum = into->sum * keep + from->sum * add;
-    for (int d = 0; d < dim; d += 16) store(into->acc + d, load(into->acc + d) * keep + load(from->acc + d) * add);
+template <int Type, int R>
+SAGE_INLINE void weigh_rows(const Scores* scores, int row, const Tile& tile, const Split& split, const float* keep,
+                            const float* add, float* acc) {
+    int d = 0;
+    for (; d + kDimsAtOnce * kLanes <= tile.value_dim; d += kDimsAtOnce * kLanes) {
+        weigh<Type, R, kDimsAtOnce>(scores, row, tile, split, d, keep, add, acc);
+    }
+    for (; d < tile.value_dim; d += kLanes) weigh<Type, R, 1>(scores, row, tile, split, d, keep, add, acc);
+}
+
+// -- together ---------------------------------------------------------------------------------------------------------
+
+// Rows four by four, then what is left.
+template <class Work>
+SAGE_INLINE void by_rows(int count, const Work& work) {
+    int r = 0;
+    for (; r + 4 <= count; r += 4) work.template operator()<4>(r);
+    switch (count - r) {
+        case 3: work.template operator()<3>(r); break;
+        case 2: work.template operator()<2>(r); break;
+        case 1: work.template operator()<1>(r); break;
+        default: break;
+    }
+}
+
+template <int Type>
+void attend_of(const Queries* queries, const Pages* pages, int first, int last, const Pages* next, int next_first, Sums* out) {
+    const int count = queries->count;
+    const Tile& tile = pages->tile;
+    Packed packed;
+    Scores scores;
+    alignas(64) float keep[kMaxQueries], add[kMaxQueries];
+    pack_queries<Type>(queries, tile.dim, &packed);
+    for (int r = 0; r < count; r += kLanes) {
+        store(out->max + r, splat(kNone));
+        store(out->sum + r, F16{});
+        store(scores.max + r, splat(kNone));
+        store(scores.sum + r, F16{});
+    }
+    memset(out->acc, 0, size_t(count) * tile.value_dim * sizeof(float));
+    Split split = find_split(pages, first);
+    for (int number = first; number < last; number++) {
+        bool ask = true;
+        by_rows(count, [&]<int R>(int row) {
+            score_rows<Type, R>(queries, &packed, row, tile, split, ask, &scores);
+            ask = false;
+        });
+        fold_sums(count, out, scores.max, scores.sum, keep, add);
+        pack_weights<Type>(count, tile, split, &scores);
+        Split after{};
+        if (number + 1 < last) {
+            after = find_split(pages, number + 1);
+        } else if (next != nullptr) {
+            after = find_split(next, next_first);
+        }
+        for (int n = 0; n < after.tiles; n++) ask_for(after.at[n], tile.values);
+        by_rows(count, [&]<int R>(int row) { weigh_rows<Type, R>(&scores, row, tile, split, keep, add, out->acc); });
+        split = after;
+    }
+}
+
+void attend(const Queries* queries, const Pages* pages, int first, int last, const Pages* next, int next_first, Sums* out) {
+    switch (pages->tile.type) {
+        case SAGE_TYPE_F32: attend_of<SAGE_TYPE_F32>(queries, pages, first, last, next, next_first, out); break;
+        case SAGE_TYPE_BF16: attend_of<SAGE_TYPE_BF16>(queries, pages, first, last, next, next_first, out); break;
+        default: attend_of<SAGE_TYPE_I8>(queries, pages, first, last, next, next_first, out); break;
+    }
 }
 
 }  // namespace

@@ -13,7 +13,6 @@ namespace {
 
 struct Buffers {
     float *x, *q, *attended, *partials, *trig;
-    int32_t* slots;  // of each group, [T]
     Rows of_hidden, of_attended, of_inner;
 };
 
@@ -23,11 +22,11 @@ struct StepJob {
     const SageStep* step;
     float* out;
     Phases::Slot* slots;
+    const int* sequence_of;  // [T]
     Buffers b;
     Buffers* own;  // of each thread: rows for few tokens
     const Plan* plans;  // of each layer's window, see plan_of
     const int* plan_of;
-    int groups;
 };
 
 void rotate(float* v, const float* trig, int rotary, int interleaved) {
@@ -45,14 +44,6 @@ void rotate(float* v, const float* trig, int rotary, int interleaved) {
         const float a = v[i], b = v[i + half];
         v[i] = a * cosine[i] - b * sine[i];
         v[i + half] = b * cosine[i] + a * sine[i];
-    }
-}
-
-void store_row(int type, void* plane, long at, const float* v, int dim) {
-    if (type == SAGE_TYPE_F32) {
-        memcpy(static_cast<float*>(plane) + at, v, size_t(dim) * 4);
-    } else {
-        for (int d = 0; d < dim; d += kLanes) store_bf16(static_cast<uint16_t*>(plane) + at + d, load(v + d));
     }
 }
 
@@ -113,7 +104,16 @@ void step_body(void* context, int rank, int size) {
         const auto for_qkv = norm_rows(layer.input_norm, layer.qkv->kind);
         prepare_phase(for_qkv);
         const int all_heads = d.heads + 2 * d.kv_heads, head_groups = dim / kLanes;
-        const int32_t* slots = b.slots + long(layer.group) * tokens;
+        const Plan& plan = job.plans[job.plan_of[number]];
+        const AttentionJob attention = {&k,
+                                        {d.heads, d.kv_heads, dim, dim, layer.window, 0.0f},
+                                        &step,
+                                        layer.group,
+                                        number,
+                                        b.q,
+                                        b.attended,
+                                        &plan,
+                                        b.partials};
         phases.run(all_heads * tiles, [&](int i) {
             before_work(for_qkv);
             const int head = i % all_heads;
@@ -132,25 +132,13 @@ void step_body(void* context, int rank, int size) {
                         for (int j = 0; j < dim; j++) q[j] = v[j] * layer.scale;
                     } else {
                         const int h = key ? head - d.heads : head - d.heads - d.kv_heads;
-                        void* plane = key ? step.keys[number] : step.values[number];
-                        store_row(step.kv_type, plane, h * step.head_stride + long(slots[t]) * dim, v, dim);
+                        keep(attention, job.sequence_of[t], step.positions[t], h, !key, v);
                     }
                 }
             }
         });
 
-        const Plan& plan = job.plans[job.plan_of[number]];
-        const AttentionJob attention = {&k,
-                                        {d.heads, d.kv_heads, dim, layer.window},
-                                        &step,
-                                        step.tables[layer.group],
-                                        step.keys[number],
-                                        step.values[number],
-                                        b.q,
-                                        b.attended,
-                                        &plan,
-                                        b.partials};
-        phases.run(int(plan.pieces.size()), [&](int i) { attend_piece(attention, plan.pieces[size_t(i)]); });
+        phases.run(int(plan.pieces.size()), [&](int i) { attend_piece(attention, i, size); });
 
         // Output projection, added to the residual stream in place.
         const auto add = [&](const SageMatrix* m, const Rows* rows, const auto& first) {
@@ -218,21 +206,19 @@ int sage_decoder_run(int level, int threads, const SageDecoder* d, const SageSte
     // Layers of one window share a plan.
     std::vector<Plan> plans;
     std::vector<int> windows, plan_of(static_cast<size_t>(d->layers));
-    int groups = 1, partials = 0;
+    int partials = 0;
     for (int i = 0; i < d->layers; i++) {
         size_t at = 0;
         while (at < windows.size() && windows[at] != d->layer[i].window) at++;
         if (at == windows.size()) {
             windows.push_back(d->layer[i].window);
-            plans.push_back(plan_attention({d->heads, d->kv_heads, d->head_dim, d->layer[i].window}, *step, threads));
+            plans.push_back(plan_attention({d->heads, d->kv_heads, d->head_dim, d->head_dim, d->layer[i].window, 0.0f}, *step, threads));
             partials = larger(partials, plans.back().partials);
         }
         plan_of[size_t(i)] = int(at);
-        groups = larger(groups, d->layer[i].group + 1);
     }
     job.plans = plans.data();
     job.plan_of = plan_of.data();
-    job.groups = groups;
     const int width = d->heads * d->head_dim, phases = 2 + 8 * d->layers;
     const bool own = tokens <= kPrivateRows;
     std::vector<Buffers> owned(size_t(larger(1, threads)));
@@ -250,9 +236,8 @@ int sage_decoder_run(int level, int threads, const SageDecoder* d, const SageSte
         b.x = arena.take<float>(size_t(tokens) * d->hidden);
         b.q = arena.take<float>(size_t(tokens) * width);
         b.attended = arena.take<float>(size_t(tokens) * width);
-        b.partials = arena.take<float>(size_t(partials) * partial_floats(d->head_dim));
+        b.partials = arena.take<float>(size_t(partials) * partial_floats({d->heads, d->kv_heads, d->head_dim, d->head_dim, 0, 0.0f}));
         b.trig = arena.take<float>(size_t(tokens) * d->rotary_dim);
-        b.slots = arena.take<int32_t>(size_t(tokens) * groups);
         b.of_inner = rows_for(d->inner, tokens);
         if (own) {
             for (Buffers& mine : owned) {
@@ -266,16 +251,9 @@ int sage_decoder_run(int level, int threads, const SageDecoder* d, const SageSte
     }
     job.own = owned.data();
     memset(static_cast<void*>(job.slots), 0, size_t(phases) * sizeof(Phases::Slot));
-    for (int g = 0; g < groups; g++) {
-        int t = 0;
-        for (int s = 0; s < step->sequences; s++) {
-            const int32_t* table = step->tables[g] + long(s) * step->table_stride;
-            for (int i = 0; i < step->query_lens[s]; i++, t++) {
-                const int position = step->context_lens[s] - step->query_lens[s] + i;
-                b.slots[long(g) * tokens + t] = table[position / step->block_size] * step->block_size + position % step->block_size;
-            }
-        }
-    }
+    std::vector<int> sequence_of;
+    for (int s = 0; s < step->sequences; s++) sequence_of.insert(sequence_of.end(), size_t(step->query_lens[s]), s);
+    job.sequence_of = sequence_of.data();
     on_team(threads, step_body, &job);
     return 0;
 }

@@ -10,6 +10,9 @@ struct Bytes {
     __m256i half[2];
 };
 
+// Of attention, what fits the registers beside four queries.
+constexpr int kTilesAtOnce = 1, kDimsAtOnce = 1;
+
 SAGE_INLINE Bytes load_bytes(const uint8_t* p) {
     const __m256i* v = reinterpret_cast<const __m256i*>(p);
     return {{_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)}};
@@ -57,13 +60,6 @@ SAGE_INLINE void store_quants(int8_t* p, F16 x) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)), 0xd8);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-}
-SAGE_INLINE void transpose(U16 (&r)[16]) {
-    uint32_t a[16][16];
-    for (int i = 0; i < 16; i++) {
-        for (int j = 0; j < 16; j++) a[j][i] = r[i][j];
-    }
-    memcpy(r, a, sizeof a);
 }
 
 }  // namespace

@@ -8,6 +8,9 @@ namespace {
 
 typedef __m512i Bytes;
 
+// Of attention, what fits the registers beside four queries.
+constexpr int kTilesAtOnce = 4, kDimsAtOnce = 4;
+
 SAGE_INLINE Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 SAGE_INLINE Bytes low_nibbles(Bytes b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
 SAGE_INLINE Bytes high_nibbles(Bytes b) {
@@ -26,29 +29,6 @@ SAGE_INLINE F16 load_half(const uint8_t* p) {
 }
 SAGE_INLINE void store_quants(int8_t* p, F16 x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)x)));
-}
-SAGE_INLINE void transpose(U16 (&r)[16]) {
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_epi32((__m512i)r[i], (__m512i)r[i + 1]);
-        a[i + 1] = _mm512_unpackhi_epi32((__m512i)r[i], (__m512i)r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        a[i] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88);
-        a[i + 4] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
-        a[i + 8] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88);
-        a[i + 12] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 8; i++) {
-        r[i] = (U16)_mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
-        r[i + 8] = (U16)_mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
-    }
 }
 
 }  // namespace

@@ -10,6 +10,9 @@ struct Bytes {
     uint8_t b[64];
 };
 
+// Of attention, what fits the registers beside four queries.
+constexpr int kTilesAtOnce = 1, kDimsAtOnce = 1;
+
 SAGE_INLINE Bytes load_bytes(const uint8_t* p) {
     Bytes v;
     memcpy(v.b, p, 64);
@@ -47,13 +50,6 @@ SAGE_INLINE F16 load_half(const uint8_t* p) {
 }
 SAGE_INLINE void store_quants(int8_t* p, F16 x) {
     for (int i = 0; i < 16; i++) p[i] = int8_t(lrintf(x[i]));
-}
-SAGE_INLINE void transpose(U16 (&r)[16]) {
-    uint32_t a[16][16];
-    for (int i = 0; i < 16; i++) {
-        for (int j = 0; j < 16; j++) a[j][i] = r[i][j];
-    }
-    memcpy(r, a, sizeof a);
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ void silu_mul(float* gate, const float* up, int n) {
     }
 }
 
-constexpr Kernels kTable = {prepare, prepare_block, linear, rms_norm, silu_mul, attend, merge};
+constexpr Kernels kTable = {prepare, prepare_block, linear, rms_norm, silu_mul, attend, fold, keep_key, keep_value};
 
 }  // namespace
 }  // namespace sage

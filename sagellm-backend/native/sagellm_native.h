@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 #define SAGE_API __attribute__((visibility("default")))
-#define SAGE_ABI 1
+#define SAGE_ABI 2
 
 // How a matrix is kept. Rows are interleaved in groups of 16, so that one vector holds the same columns of 16 rows.
 enum SageKind { SAGE_Q4_0 = 0, SAGE_Q4_1 = 1, SAGE_Q8_0 = 2, SAGE_BF16 = 3 };
@@ -20,7 +20,7 @@ enum SageKind { SAGE_Q4_0 = 0, SAGE_Q4_1 = 1, SAGE_Q8_0 = 2, SAGE_BF16 = 3 };
 // What bytes a checkpoint holds: the kinds above as GGUF lays them out, and plain numbers.
 enum SageSource { SAGE_FROM_Q4_0 = 0, SAGE_FROM_Q4_1 = 1, SAGE_FROM_Q8_0 = 2, SAGE_FROM_BF16 = 3, SAGE_FROM_F32 = 4 };
 
-enum SageType { SAGE_TYPE_F32 = 0, SAGE_TYPE_BF16 = 1 };
+enum SageType { SAGE_TYPE_F32 = 0, SAGE_TYPE_BF16 = 1, SAGE_TYPE_I8 = 2 };
 
 // Instruction sets, each a superset of the one before.
 enum SageLevel { SAGE_PORTABLE = 0, SAGE_AVX2 = 1, SAGE_AVX512 = 2 };
@@ -78,9 +78,9 @@ typedef struct {
     const int32_t* const* tables;   // of each group, [S, table_stride]
     int32_t table_stride;
     int32_t unused;
-    void* const* keys;              // of each layer, [Hkv, N * P, D]
-    void* const* values;            // likewise
-    int64_t head_stride;            // elements between heads
+    uint8_t* pool;                  // N blocks: of each layer, of each head, its tiles
+    int64_t block_stride;           // bytes of a block
+    const int64_t* layer_offset;    // [layers], bytes into a block
 } SageStep;
 
 SAGE_API int sage_abi(void);
@@ -98,6 +98,19 @@ SAGE_API int sage_linear(int level, int threads, const SageMatrix* matrix, int t
                          int out_type, void* out);
 // Rows of a table: [T] to [T, E] float.
 SAGE_API void sage_embedding(const SageMatrix* table, const int32_t* ids, int tokens, float* out);
+
+// Bytes that 16 tokens take in a pool, keys and values of one head.
+SAGE_API size_t sage_tile_bytes(int type, int dim, int value_dim);
+
+// Attention of one layer over a step: keep keys [T, Hkv, D] and values [T, Hkv, Dv], then attend with q [T, Hq, D] into
+// out [T, Hq, Dv]. All are of one type, float32 or bfloat16; the step's ids are not read. -1 when memory is short.
+typedef struct {
+    int32_t heads, kv_heads, head_dim, value_dim;
+    int32_t window, group, layer, type;
+    float scale, softcap;
+} SageAttention;
+SAGE_API int sage_attention(int level, int threads, const SageAttention* shape, const SageStep* step, const void* q,
+                            const void* k, const void* v, void* out);
 
 // A whole step: ids to hidden states after the last norm, [T, E] float. -1 when memory is short, -2 for an unknown id.
 SAGE_API int sage_decoder_run(int level, int threads, const SageDecoder* decoder, const SageStep* step, float* out);

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sagellm_backend import formats, reference
+from sagellm_backend import cpu, formats, reference
 from sagellm_backend.cpu import CpuBackend, native
 from sagellm_backend.cpu.native.library import AVX2, AVX512, PORTABLE
 from sagellm_protocol.backend import AttentionBatch, FusableUnit, KVSpec, RawWeight, RopeSpec, WeightFormat, WeightUse
@@ -219,7 +219,7 @@ MIXED = [[9, 0, 1, 3, 130], [1, 5, 1, 2, 1], [1, 1, 1, 1, 1], [1, 70, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("kv", [DType.FLOAT32, DType.BFLOAT16])
+@pytest.mark.parametrize("kv", [DType.FLOAT32, DType.BFLOAT16, DType.INT8])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_a_fused_decoder_computes_what_its_operations_do(level, kv, shape):
     decoder = Decoder(**shape)
@@ -230,6 +230,85 @@ def test_a_fused_decoder_computes_what_its_operations_do(level, kv, shape):
     for one, other in zip(got, want, strict=True):
         # Activations of 8 bits carry 0.5 % of noise into each product, which adds up over layers.
         assert (one - other).norm() / other.norm() < 0.03
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 20, 128])
+def test_a_block_may_be_of_any_size(block_size):
+    decoder = Decoder(windows=(None, 40, None))
+    fused = native.fuse_decoder(kernels, decoder.unit(decoder.fast))
+    got = run(decoder.fast, fused, decoder, MIXED, block_size=block_size, blocks_=512)
+    want = run(decoder.fast, fused, decoder, MIXED)
+    for one, other in zip(got, want, strict=True):
+        assert (one - other).norm() / other.norm() < 0.02
+
+
+def attended(ops, level, spec, dtype, kv, steps, *, block_size=16, softcap=None, poison=False):
+    """What attention over steps of new tokens gives each sequence."""
+    cache = ops.allocate_kv([KVSpec(1, 16, 16), spec], 64, block_size, kv)
+    if poison:
+        ops.import_blocks(cache, range(64), b"\xff" * cache.nbytes)
+    dice = np.random.default_rng(3)
+    done = [0] * len(steps[0])
+    tables = [list(range(s, 64, len(done))) for s in range(len(done))]
+    found = []
+    for step in steps:
+        tokens = sum(step)
+        done = [had + new for had, new in zip(done, step, strict=True)]
+        plan = ops.plan_attention(cache, AttentionBatch(step, done, [tables, tables]))
+        q, k, v = (
+            torch.from_numpy(dice.standard_normal((tokens, heads, size), dtype=np.float32)).to(dtype)
+            for heads, size in ((6, spec.head_dim), (2, spec.head_dim), (2, spec.value_dim))
+        )
+        options = {"scale": 0.3, "softcap": softcap}
+        if level is None:
+            found.append(ops.attention(q, k, v, cache, 1, plan, **options))
+        else:
+            found.append(native.attend(kernels, q, k, v, cache, 1, plan, **options, level=level))
+    return torch.cat(found).float()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("kv", "tolerance"), [(DType.FLOAT32, 1e-5), (DType.BFLOAT16, 0.02), (DType.INT8, 0.03)])
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("sizes", [(16, 16), (80, 48), (256, 16)])
+def test_attention_alone_agrees_with_the_readable_backend(level, kv, tolerance, window, softcap, sizes):
+    spec = KVSpec(2, *sizes, window)
+    steps = [[1, 40, 7], [1, 1, 150], [1, 0, 1], [17, 1, 1]]
+    dtype = DType.FLOAT32 if kv is DType.FLOAT32 else DType.BFLOAT16
+    ops = {name: make.create(dtype="bfloat16", threads=1) for name, make in (("fast", cpu), ("truth", reference))}
+    exact = getattr(torch, dtype.value)
+    got = attended(ops["fast"], level, spec, exact, kv, steps, softcap=softcap, poison=True)
+    want = attended(ops["truth"], None, spec, exact, dtype, steps, softcap=softcap)
+    assert (got - want).norm() / want.norm() < tolerance
+
+
+@pytest.mark.parametrize("kv", [DType.FLOAT32, DType.BFLOAT16, DType.INT8])
+def test_blocks_of_the_native_pool_can_be_copied_exported_and_imported(kv):
+    ops = CpuBackend(DType.BFLOAT16, kernels)
+    specs = [KVSpec(2, 16, 16), KVSpec(1, 32, 48)]
+    cache, other = (ops.allocate_kv(specs, blocks_, 20, kv) for blocks_ in (6, 9))
+    assert isinstance(cache, native.NativeKV)
+    ops.import_blocks(cache, range(6), np.random.default_rng(0).bytes(cache.nbytes))
+    before = [ops.export_blocks(cache, [block]) for block in range(6)]
+    ops.copy_blocks(cache, [(0, 3), (3, 5)])
+    after = [ops.export_blocks(cache, [block]) for block in range(6)]
+    assert after == [before[0], before[1], before[2], before[0], before[4], before[3]]
+    ops.import_blocks(other, [8, 2], ops.export_blocks(cache, [1, 5]))
+    assert [ops.export_blocks(other, [block]) for block in (8, 2)] == [before[1], before[3]]
+    with pytest.raises(SageLLMError, match="2 blocks of this layout take"):
+        ops.import_blocks(other, [8, 2], before[0])
+
+
+def test_a_pool_that_the_kernels_cannot_read_is_torchs_or_refused():
+    ops = CpuBackend(DType.BFLOAT16, kernels)
+    assert not isinstance(ops.allocate_kv([KVSpec(2, 24, 24)], 4, 16, DType.BFLOAT16), native.NativeKV)
+    with pytest.raises(SageLLMError, match="multiple of 16"):
+        ops.allocate_kv([KVSpec(2, 24, 24)], 4, 16, DType.INT8)
+    with pytest.raises(SageLLMError, match="blocks of 256 tokens; the most is 128"):
+        ops.allocate_kv([KVSpec(2, 16, 16)], 4, 256, DType.BFLOAT16)
+    exact = CpuBackend(DType.FLOAT32, kernels)
+    assert not isinstance(exact.allocate_kv([KVSpec(2, 16, 16)], 4, 16, DType.FLOAT32), native.NativeKV)
 
 
 @pytest.mark.parametrize("level", LEVELS)

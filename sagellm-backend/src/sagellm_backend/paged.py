@@ -6,15 +6,61 @@ Knows nothing of attention, sequences or which blocks are in use.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from typing_extensions import Buffer
 
-from sagellm_protocol.backend import KVSpec
+from sagellm_protocol.backend import KVCache, KVSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .dtypes import bytes_tensor
 from .pages import untouched
+
+
+def group_specs(specs: Sequence[KVSpec]) -> tuple[tuple[KVSpec, ...], tuple[int, ...]]:
+    """The distinct specs in order of first appearance, and of each layer the place of its own among them."""
+    distinct = tuple(dict.fromkeys(specs))
+    return distinct, tuple(distinct.index(spec) for spec in specs)
+
+
+def too_large(num_blocks: int, nbytes: int) -> SageLLMError:
+    """What to raise for a pool that the system does not give."""
+    return SageLLMError(
+        ErrorCode.UNAVAILABLE,
+        f"a key/value pool of {num_blocks} blocks takes {nbytes} bytes, more than can be reserved here; ask for fewer"
+        " blocks",
+    )
+
+
+def check_size(blocks: int, expected: int, held: int) -> None:
+    """Refuse contents that are not of the size their blocks take.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST``.
+    """
+    if held != expected:
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"{blocks} blocks of this layout take {expected} bytes, but {held} were given; both ends must agree on"
+            " layers, heads, block size and dtype",
+        )
+
+
+class Pool(KVCache, Protocol):
+    """A pool whose blocks can be moved, whatever their layout."""
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks ``source → target`` in every layer; every source is read before any target is written."""
+        ...
+
+    def export(self, blocks: Sequence[int]) -> bytes:
+        """Contents of blocks in every layer."""
+        ...
+
+    def load(self, blocks: Sequence[int], data: Buffer) -> None:
+        """Write what :meth:`export` of the same layout made."""
+        ...
 
 
 class PagedKV:
@@ -36,8 +82,7 @@ class PagedKV:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
-        self.group_specs = tuple(dict.fromkeys(self.specs))
-        self.groups = tuple(self.group_specs.index(spec) for spec in self.specs)
+        self.group_specs, self.groups = group_specs(specs)
         tokens = num_blocks * block_size
         shapes = [(spec.num_kv_heads, tokens, size) for spec in self.specs for size in (spec.head_dim, spec.value_dim)]
         sizes = [heads * rows * size for heads, rows, size in shapes]
@@ -46,11 +91,7 @@ class PagedKV:
             # torch.zeros would write it all; huge pages would make one token of each plane hold 2 MB.
             store = torch.from_numpy(untouched(self.nbytes, huge=False)).view(dtype)
         except MemoryError:
-            raise SageLLMError(
-                ErrorCode.UNAVAILABLE,
-                f"a key/value pool of {num_blocks} blocks takes {self.nbytes} bytes, more than can be reserved here;"
-                " ask for fewer blocks",
-            ) from None
+            raise too_large(num_blocks, self.nbytes) from None
         self._planes = [piece.view(shape) for piece, shape in zip(torch.split(store, sizes), shapes, strict=True)]
         self.keys = tuple(self._planes[0::2])
         self.values = tuple(self._planes[1::2])
@@ -87,13 +128,7 @@ class PagedKV:
             SageLLMError: ``INVALID_REQUEST`` when ``data`` is not of the size that these blocks take.
         """
         expected = self.nbytes // self.num_blocks * len(blocks) if self.num_blocks else 0
-        held = memoryview(data).nbytes
-        if held != expected:
-            raise SageLLMError(
-                ErrorCode.INVALID_REQUEST,
-                f"{len(blocks)} blocks of this layout take {expected} bytes, but {held} were given; both ends must"
-                " agree on layers, heads, block size and dtype",
-            )
+        check_size(len(blocks), expected, memoryview(data).nbytes)
         index = torch.tensor(blocks, dtype=torch.int64)
         flat = bytes_tensor(data).view(self.dtype)
         sizes = [plane.shape[0] * len(blocks) * self.block_size * plane.shape[2] for plane in self._planes]

@@ -20,7 +20,7 @@ from . import collectives, formats, host
 from .collectives import TorchGroup
 from .dtypes import TORCH, host_tensor
 from .formats import quantize
-from .paged import PagedKV
+from .paged import PagedKV, Pool
 
 logger = logging.getLogger(__name__)
 
@@ -112,22 +112,22 @@ class TorchBackend:
 
     # -- the pool -----------------------------------------------------------------------------------------------------
 
-    def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> PagedKV:
+    def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> Pool:
         """A pool of ``num_blocks`` blocks for each layer, untouched until written."""
         self.check_dtype(dtype)
         if any(spec.value_dim == 0 for spec in specs):
             self._refuse("attend to values that are read out of the keys (latent attention)")
         return PagedKV(specs, num_blocks, block_size, TORCH[dtype])
 
-    def copy_blocks(self, cache: PagedKV, pairs: Sequence[tuple[int, int]]) -> None:
+    def copy_blocks(self, cache: Pool, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks ``source → target`` in every layer."""
         cache.copy(pairs)
 
-    def export_blocks(self, cache: PagedKV, blocks: Sequence[int]) -> bytes:
+    def export_blocks(self, cache: Pool, blocks: Sequence[int]) -> bytes:
         """The blocks' contents in every layer."""
         return cache.export(blocks)
 
-    def import_blocks(self, cache: PagedKV, blocks: Sequence[int], data: Buffer) -> None:
+    def import_blocks(self, cache: Pool, blocks: Sequence[int], data: Buffer) -> None:
         """Write contents that :meth:`export_blocks` made into ``blocks``."""
         cache.load(blocks, data)
 

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 
 from sagellm_backend import collectives, formats, host
 from sagellm_backend.dtypes import TORCH, parse_dtype
-from sagellm_backend.paged import PagedKV
+from sagellm_backend.paged import PagedKV, Pool
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from sagellm_protocol.backend import (
     AttentionBatch,
     FusableUnit,
+    KVSpec,
     RawWeight,
     RopeSpec,
     RowLogprobs,
@@ -65,7 +66,7 @@ class CpuBackend(TorchBackend):
             available=True,
             devices=(host.cpu_device(),),
             dtypes=self.dtypes,
-            kv_dtypes=self.dtypes,
+            kv_dtypes=(*self.dtypes, DType.INT8) if self._kernels else self.dtypes,
             weight_formats=tuple(kind.value for kind in formats.DECODERS),
             kept_quantized=tuple(kind.value for kind in native.KINDS) if self._kernels else (),
             quantizations=self.quantizations,
@@ -201,8 +202,28 @@ class CpuBackend(TorchBackend):
 
     # -- attention ----------------------------------------------------------------------------------------------------
 
-    def plan_attention(self, cache: PagedKV, batch: AttentionBatch) -> StepPlan:
+    def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> Pool:
+        """A pool of ``num_blocks`` blocks for each layer, untouched until written: the kernels' where they attend."""
+        ours = self._kernels is not None and native.fits(specs)
+        if dtype is DType.INT8:
+            if not ours:
+                self._refuse(
+                    "keep keys and values in int8 here: that takes native kernels, and heads of a multiple of 16 up to"
+                    " 256"
+                )
+        else:
+            self.check_dtype(dtype)
+        if self._kernels is None or not ours or (dtype is not DType.INT8 and self.dtypes[0] is not DType.BFLOAT16):
+            return super().allocate_kv(specs, num_blocks, block_size, dtype)
+        if block_size > native.LARGEST_BLOCK:
+            self._refuse(f"take blocks of {block_size} tokens; the most is {native.LARGEST_BLOCK}")
+        return native.NativeKV(self._kernels, specs, num_blocks, block_size, dtype)
+
+    def plan_attention(self, cache: Pool, batch: AttentionBatch) -> StepPlan | native.NativePlan:
         """Index tensors and masks of a step."""
+        if isinstance(cache, native.NativeKV):
+            return native.NativePlan(cache, batch)
+        assert isinstance(cache, PagedKV)
         return plan_step(cache, batch)
 
     def attention(
@@ -210,14 +231,19 @@ class CpuBackend(TorchBackend):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        cache: PagedKV,
+        cache: Pool,
         layer: int,
-        plan: StepPlan,
+        plan: StepPlan | native.NativePlan,
         *,
         scale: float,
         softcap: float | None = None,
     ) -> torch.Tensor:
         """Write, then attend."""
+        if self._kernels is not None and isinstance(cache, native.NativeKV):
+            assert isinstance(plan, native.NativePlan)
+            return native.attend(self._kernels, q, k, v, cache, layer, plan, scale=scale, softcap=softcap)
+        assert isinstance(cache, PagedKV)
+        assert isinstance(plan, StepPlan)
         group = plan.groups[cache.groups[layer]]
         attention.write(k, v, cache, layer, group.slots)
         return attention.attend(q, k, v, cache, layer, group, scale, softcap)

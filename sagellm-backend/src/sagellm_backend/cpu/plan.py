@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sagellm_backend.paged import PagedKV
 from sagellm_protocol.backend import AttentionBatch
@@ -67,57 +65,24 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
-class HostPlan:
-    """A step's integers as native kernels read them.
+class StepPlan:
+    """A step for each distinct spec of a pool.
 
     Attributes:
-        query_lens: New tokens of each sequence, ``[S]`` int32.
-        context_lens: Tokens of each that are cached once this step's are written, ``[S]`` int32.
-        tables: For each group of layers, ``[S, M]`` int32; rows of shorter tables end in zeros.
+        groups: One a group of layers with equal specs.
     """
 
-    query_lens: NDArray[np.int32]
-    context_lens: NDArray[np.int32]
-    tables: tuple[NDArray[np.int32], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class StepPlan:
-    """A step for each distinct spec of a pool, laid out for torch or for native kernels when either first asks."""
-
-    cache: PagedKV
-    batch: AttentionBatch
-
-    @cached_property
-    def groups(self) -> tuple[GroupPlan, ...]:
-        """One a group of layers with equal specs."""
-        cache, batch = self.cache, self.batch
-        return tuple(
-            _plan_group(spec.window, cache.block_size, _SPAN_BYTES // cache.row_bytes(group), batch, tables)
-            for group, (spec, tables) in enumerate(zip(cache.group_specs, batch.block_tables, strict=True))
-        )
-
-    @cached_property
-    def host(self) -> HostPlan:
-        """Integers alone."""
-        batch = self.batch
-        return HostPlan(
-            np.asarray(batch.query_lens, dtype=np.int32),
-            np.asarray(batch.context_lens, dtype=np.int32),
-            tuple(_rectangle(tables) for tables in batch.block_tables),
-        )
+    groups: tuple[GroupPlan, ...]
 
 
 def plan_step(cache: PagedKV, batch: AttentionBatch) -> StepPlan:
     """Plan a step for each distinct spec of ``cache``."""
-    return StepPlan(cache, batch)
-
-
-def _rectangle(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
-    padded = np.zeros((len(tables), max((len(table) for table in tables), default=0)), dtype=np.int32)
-    for row, table in zip(padded, tables, strict=True):
-        row[: len(table)] = table
-    return padded
+    return StepPlan(
+        tuple(
+            _plan_group(spec.window, cache.block_size, _SPAN_BYTES // cache.row_bytes(group), batch, tables)
+            for group, (spec, tables) in enumerate(zip(cache.group_specs, batch.block_tables, strict=True))
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,23 @@ Built when the package is (``hatch_build.py``); without them the backend compute
 
 from __future__ import annotations
 
+from .attention import attend
 from .decoder import fuse_decoder
 from .library import Library, load
 from .matrix import KINDS, MatrixStore, NativeMatrix
+from .pool import LARGEST_BLOCK, NativeKV, fits
+from .step import NativePlan
 
-__all__ = ["KINDS", "Library", "MatrixStore", "NativeMatrix", "fuse_decoder", "load"]
+__all__ = [
+    "KINDS",
+    "LARGEST_BLOCK",
+    "Library",
+    "MatrixStore",
+    "NativeKV",
+    "NativeMatrix",
+    "NativePlan",
+    "attend",
+    "fits",
+    "fuse_decoder",
+    "load",
+]

@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 
-from sagellm_backend.cpu.plan import StepPlan
-from sagellm_backend.paged import PagedKV
 from sagellm_protocol.backend import FusableUnit, RopeSpec
 from sagellm_protocol.devices import DType
 
 from .library import Library
 from .matrix import NativeMatrix, check
-from .structs import Decoder, Layer, Step
+from .pool import NativeKV
+from .step import NativePlan
+from .structs import Decoder, Layer
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LARGEST_HEAD = 256
 _MOST_QUERIES = 48
 _LAYER_WEIGHTS = ("qkv", "out", "gate_up", "down")
@@ -102,31 +101,13 @@ class FusedDecoder:
             ctypes.addressof(weights["embedding"].struct),
             ctypes.addressof(self._layers),
         )
-        self._pool: tuple[PagedKV, Any, Any] | None = None
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, cache: PagedKV, plan: StepPlan) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, cache: NativeKV, plan: NativePlan) -> torch.Tensor:
         """Token ids ``[T]`` to hidden states after the last norm, ``[T, E]`` float32."""
         ids, positions = ids.to(torch.int32).contiguous(), positions.to(torch.int32).contiguous()
         out = torch.empty(ids.shape[0], self._hidden)
-        keys, values = self._planes(cache)
-        host = plan.host
-        tables = (ctypes.c_void_p * len(host.tables))(*(table.ctypes.data for table in host.tables))
-        step = Step(
-            ids.shape[0],
-            len(host.query_lens),
-            cache.block_size,
-            _TYPES[cache.dtype],
-            ids.data_ptr(),
-            positions.data_ptr(),
-            host.query_lens.ctypes.data,
-            host.context_lens.ctypes.data,
-            ctypes.addressof(tables),
-            host.tables[0].shape[1],
-            0,
-            ctypes.addressof(keys),
-            ctypes.addressof(values),
-            cache.num_blocks * cache.block_size * self._decoder.head_dim,
-        )
+        step = plan.struct
+        step.ids, step.positions = ids.data_ptr(), positions.data_ptr()
         status = self._library.handle.sage_decoder_run(
             self._level,
             torch.get_num_threads(),
@@ -143,14 +124,3 @@ class FusedDecoder:
         kept = vector.float().contiguous()
         self._kept.append(kept)
         return kept.data_ptr()
-
-    def _planes(self, cache: PagedKV) -> tuple[Any, Any]:
-        """Where each layer's keys and values lie, looked up once a pool."""
-        if self._pool is None or self._pool[0] is not cache:
-            array = ctypes.c_void_p * len(cache.specs)
-            self._pool = (
-                cache,
-                array(*(plane.data_ptr() for plane in cache.keys)),
-                array(*(plane.data_ptr() for plane in cache.values)),
-            )
-        return self._pool[1], self._pool[2]

@@ -138,7 +138,7 @@ class NativeMatrix:
 _NO_MEMORY, _UNKNOWN_ID = -1, -2
 
 
-def check(status: int, vocabulary: int) -> None:
+def check(status: int, vocabulary: int = 0) -> None:
     """Raise what a kernel's status says.
 
     Raises:

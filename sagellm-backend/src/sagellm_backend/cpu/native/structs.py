@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-ABI = 1
+ABI = 2
 """Version of the interface these structs describe; a library of another is not used."""
 
 
@@ -53,6 +53,16 @@ class Step(ctypes.Structure):
         *_ints("tokens", "sequences", "block_size", "kv_type"),
         *_pointers("ids", "positions", "query_lens", "context_lens", "tables"),
         *_ints("table_stride", "unused"),
-        *_pointers("keys", "values"),
-        ("head_stride", ctypes.c_int64),
+        *_pointers("pool"),
+        ("block_stride", ctypes.c_int64),
+        *_pointers("layer_offset"),
+    ]
+
+
+class Attention(ctypes.Structure):
+    """``SageAttention``."""
+
+    _fields_ = [
+        *_ints("heads", "kv_heads", "head_dim", "value_dim", "window", "group", "layer", "type"),
+        *_floats("scale", "softcap"),
     ]
