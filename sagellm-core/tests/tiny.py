@@ -64,7 +64,7 @@ _cohere = _of("CohereForCausalLM", "CohereConfig", logit_scale=0.4, tie_word_emb
 _cohere2 = _of("Cohere2ForCausalLM", "Cohere2Config", logit_scale=0.4, sliding_window=9, tie_word_embeddings=True)
 _falcon = _of("FalconForCausalLM", "FalconConfig", **_WITHOUT, tie_word_embeddings=True)
 _gemma = _of("GemmaForCausalLM", "GemmaConfig", head_dim=16, tie_word_embeddings=True)
-_gemma2 = _of("Gemma2ForCausalLM", "Gemma2Config", head_dim=16, sliding_window=9, tie_word_embeddings=True)
+_gemma2 = _of("Gemma2ForCausalLM", "Gemma2Config", head_dim=16, query_pre_attn_scalar=16, sliding_window=9, tie_word_embeddings=True)
 _gemma3 = _of(
     "Gemma3ForCausalLM",
     "Gemma3TextConfig",
@@ -163,6 +163,15 @@ RECIPES: Mapping[str, Recipe] = {
     "olmo2": _olmo2(),
     "phi3": _phi3(),
     "phi3, part rotated, window": _phi3(partial_rotary_factor=0.5, sliding_window=9, tie_word_embeddings=True),
+    "phi3, long context": _phi3(
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0, 1.1, 1.25, 1.5],
+            "long_factor": [1.0, 2.5, 4.0, 6.0],
+            "attention_factor": 1.19,
+        },
+    ),
     "qwen2": _qwen2(),
     "qwen2, tied, yarn rope": _qwen2(tie_word_embeddings=True, **_YARN),
     "qwen2, window on upper layers": _qwen2(use_sliding_window=True, sliding_window=9, max_window_layers=1),

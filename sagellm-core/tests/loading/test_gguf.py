@@ -167,7 +167,7 @@ def test_yarn_is_read_with_its_temperature(tmp_path: Path) -> None:
     [
         (
             {"general.architecture": "bloom"},
-            "architecture 'bloom' is not offered in GGUF; known are llama, qwen2, qwen3",
+            "architecture 'bloom' is not offered in GGUF; known are gemma, gemma2",
         ),
         ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, "rope scaling 'longrope'"),
         ({"llama.expert_count": 8}, "mixtures of experts"),

@@ -26,7 +26,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     Raises:
         SageLLMError: With the root cause and its fix.
     """
-    checkpoint = open_checkpoint(path, spec.load_format, seed=spec.seed or 0)
+    checkpoint = open_checkpoint(path, spec.load_format, seed=spec.seed or 0, context=spec.max_model_len)
     backend = open_backend(spec.device, dtype=spec.dtype, threads=spec.threads)
     executor = InlineExecutor(
         checkpoint,

@@ -38,7 +38,7 @@ def load_renderer(
     Raises:
         SageLLMError: As :func:`open_checkpoint` and :func:`load_tokenizer`.
     """
-    checkpoint = open_checkpoint(path, load_format, seed=seed)
+    checkpoint = open_checkpoint(path, load_format, seed=seed, context=max_model_len)
     file = checkpoint.file if isinstance(checkpoint, GGUFCheckpoint) and tokenizer is None else None
     return PromptRenderer(
         tokenizer=load_tokenizer(tokenizer or path, chat_template=chat_template, file=file),

@@ -111,17 +111,17 @@ class Packer:
         weight = self._vector(f"{name}.weight", size)
         return LayerNorm(self.ops, weight, self._vector(f"{name}.bias", size) if bias else None, eps)
 
-    def head_norm(self, names: Sequence[str], heads: int, size: int, eps: float) -> HeadNorm:
+    def head_norm(self, names: str | Sequence[str], heads: int, size: int, eps: float) -> HeadNorm:
         """A layer norm of each of ``heads`` heads of ``size``, without bias.
 
         Args:
-            names: The one module whose weight is ``[heads, size]``, or a module a head.
+            names: The module whose weight is ``[heads, size]``, or a module a head.
             heads: Number of heads.
             size: Features of each.
             eps: Added to the variance.
         """
-        if len(names) == 1:
-            raw = self._take(f"{names[0]}.weight", (heads, size), Sharding.COLUMN)
+        if isinstance(names, str):
+            raw = self._take(f"{names}.weight", (heads, size), Sharding.COLUMN)
             weight = self.ops.tensor(raw, self.dtype)
         else:
             weight = self.ops.concat([self._vector(f"{name}.weight", size) for name in names], 0).reshape(heads, size)

@@ -28,13 +28,17 @@ LOAD_FORMATS = ("auto", *_READERS, "dummy")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def open_checkpoint(path: Path, load_format: str = "auto", *, seed: int = 0) -> Checkpoint:
+def open_checkpoint(
+    path: Path, load_format: str = "auto", *, seed: int = 0, context: int | None = None
+) -> Checkpoint:
     """Open a local file or folder; weights are mapped, not read.
 
     Args:
         path: A ``.gguf`` or ``.safetensors`` file, or a folder that holds either.
         load_format: ``auto``, or one of the others to insist on; ``dummy`` reads the configuration only.
         seed: Of dummy weights.
+        context: Longest sequence that will be run, where it is to be less than the model's own: some rotary embeddings
+            are chosen by it.
 
     Raises:
         SageLLMError: ``MODEL_NOT_FOUND`` when nothing that can be read is there, ``INVALID_REQUEST`` when it is not
@@ -46,6 +50,13 @@ def open_checkpoint(path: Path, load_format: str = "auto", *, seed: int = 0) -> 
             f"load_format is {load_format!r}; known are {', '.join(LOAD_FORMATS)}",
             "load_format",
         )
+    checkpoint = _open(path, load_format, seed)
+    if context is not None:
+        checkpoint.config = checkpoint.config.run_to(context)
+    return checkpoint
+
+
+def _open(path: Path, load_format: str, seed: int) -> Checkpoint:
     if load_format == "dummy":
         return DummyCheckpoint(read_config(path), seed, path)
     kind, place = locate(path)

@@ -153,16 +153,14 @@ class ModelConfig:
         """Rotary embedding of a layer."""
         return self.layer_ropes[layer] if self.layer_ropes else self.rope
 
-    def limited_to(self, context: int) -> ModelConfig:
-        """The same model, run to no more than ``context`` tokens; the model's own context bounds it."""
-        context = min(context, self.max_position_embeddings)
+    def run_to(self, context: int) -> ModelConfig:
+        """The same model, its rotary embedding chosen for sequences of no more than ``context`` tokens."""
         return replace(
             self,
-            max_position_embeddings=context,
-            rope=_limited(self.rope, context),
-            layer_ropes=tuple(_limited(rope, context) for rope in self.layer_ropes),
+            rope=_run_to(self.rope, context),
+            layer_ropes=tuple(_run_to(rope, context) for rope in self.layer_ropes),
         )
 
 
-def _limited(rope: RopeConfig | None, context: int) -> RopeConfig | None:
+def _run_to(rope: RopeConfig | None, context: int) -> RopeConfig | None:
     return replace(rope, context=context) if rope is not None and rope.kind == "longrope" else rope

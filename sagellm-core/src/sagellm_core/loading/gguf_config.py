@@ -5,6 +5,7 @@ Knows nothing of weights beyond which tensors the file has. What is stated but c
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 from collections.abc import Mapping
@@ -15,18 +16,20 @@ from .config import ModelConfig, RopeConfig
 from .errors import corrupt, unsupported
 from .fields import Fields
 from .gguf import GGUFFile
+from .gguf_families import GGUF_FAMILIES, GGUFFamily
 
-ARCHITECTURES: Mapping[str, str] = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-"""GGUF's family names (Mistral's files say ``llama``) and the reference implementation of each."""
-
-PERMUTED = frozenset({"llama"})
-"""Families whose query and key rows are stored in the order of interleaved rotary pairs."""
-
-_NOT_HONOURED = ("attention.scale", "logit_scale", "residual_scale", "embedding_scale", "attn_logit_softcapping")
+_CHANGES_NUMBERS = (
+    "attention.scale",
+    "attention.max_alibi_bias",
+    "attention.clamp_kqv",
+    "logit_scale",
+    "residual_scale",
+    "embedding_scale",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "use_parallel_residual",
+)
+"""Keys that a family honours or whose file is refused."""
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -36,14 +39,9 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
     Raises:
         SageLLMError: ``INVALID_REQUEST`` naming a value that cannot be; ``UNSUPPORTED`` naming one that is not offered.
     """
-    family = Fields(file.path, file.metadata).text("general.architecture")
-    architecture = ARCHITECTURES.get(family)
-    if architecture is None:
-        raise unsupported(
-            file.path, f"architecture {family!r} is not offered in GGUF; known are {', '.join(ARCHITECTURES)}"
-        )
-    fields = Fields(file.path, _strip(file.metadata, family + "."))
-    _refuse_what_is_not_honoured(fields, file)
+    family = family_of(file)
+    fields = Fields(file.path, _strip(file.metadata, f"{file.metadata['general.architecture']}."))
+    _refuse_what_is_not_honoured(fields, file, family)
     hidden, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     kv_heads = fields.integer("attention.head_count_kv", heads)
     if heads % kv_heads:
@@ -56,10 +54,11 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
     layers = fields.integer("block_count", maximum=10_000)
     context = fields.integer("context_length")
     window = fields.integer("attention.sliding_window", None)
+    slides = [window is not None and family.slides(fields, layer) for layer in range(layers)]
     tokens = Fields(file.path, _strip(file.metadata, "tokenizer.ggml."))
-    return ModelConfig(
-        architecture=architecture,
-        model_type=family,
+    config = ModelConfig(
+        architecture=family.architecture,
+        model_type=family.model_type,
         vocab_size=_vocab_size(file),
         hidden_size=hidden,
         num_layers=layers,
@@ -67,32 +66,56 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=fields.integer("feed_forward_length"),
-        hidden_act="silu",
-        norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
-        rope=_rope(fields, file, family, head_dim, context),
+        hidden_act=family.act,
+        norm_eps=_norm_eps(fields),
+        rope=_rope(fields, file, family, head_dim, context) if family.rotary else None,
         tie_word_embeddings="output.weight" not in file.tensors,
-        windows=(window,) * layers,
+        windows=tuple(window if sliding else None for sliding in slides),
         max_position_embeddings=context,
-        qkv_bias="blk.0.attn_q.bias" in file.tensors,
-        attention_out_bias="blk.0.attn_output.bias" in file.tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        qkv_bias=_has_bias(file, "attn_q", "attn_qkv"),
+        attention_out_bias=_has_bias(file, "attn_output"),
+        mlp_bias=_has_bias(file, "ffn_up"),
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
         bos_token_id=tokens.integer("bos_token_id", None, minimum=0),
         eos_token_ids=tuple(dict.fromkeys(i for key in _EOS_KEYS for i in tokens.integers(key))),
         pad_token_id=tokens.integer("padding_token_id", None, minimum=0),
         raw=MappingProxyType({key: value for key, value in file.metadata.items() if not isinstance(value, list)}),
     )
+    return dataclasses.replace(config, **family.extras(fields, config))
+
+
+def family_of(file: GGUFFile) -> GGUFFamily:
+    """The family whose name a file carries.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for one that is not known, listing those that are.
+    """
+    name = Fields(file.path, file.metadata).text("general.architecture")
+    family = GGUF_FAMILIES.get(name)
+    if family is None:
+        known = ", ".join(GGUF_FAMILIES)
+        raise unsupported(file.path, f"architecture {name!r} is not offered in GGUF; known are {known}")
+    return family
+
+
+def _norm_eps(fields: Fields) -> float:
+    of_layer_norm = fields.number("attention.layer_norm_epsilon", None)
+    return of_layer_norm if of_layer_norm is not None else fields.number("attention.layer_norm_rms_epsilon")
+
+
+def _has_bias(file: GGUFFile, *parts: str) -> bool:
+    return any(f"blk.0.{part}.bias" in file.tensors for part in parts)
 
 
 def _strip(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
 
 
-def _refuse_what_is_not_honoured(fields: Fields, file: GGUFFile) -> None:
+def _refuse_what_is_not_honoured(fields: Fields, file: GGUFFile, family: GGUFFamily) -> None:
     if fields.integer("expert_count", 0, minimum=0):
         raise unsupported(file.path, "mixtures of experts are not offered in GGUF")
-    for key in _NOT_HONOURED:
-        if key in fields.values:
+    for key in _CHANGES_NUMBERS:
+        if key in fields.values and key not in family.honoured:
             raise unsupported(file.path, f"{key} ({fields.values[key]!r}) is not offered for this architecture")
     parts = file.metadata.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
@@ -114,17 +137,28 @@ def _vocab_size(file: GGUFFile) -> int:
     return table.shape[0]
 
 
-def _rope(fields: Fields, file: GGUFFile, family: str, head_dim: int, context: int) -> RopeConfig:
+def _rope(fields: Fields, file: GGUFFile, family: GGUFFamily, head_dim: int, context: int) -> RopeConfig:
     theta = fields.number("rope.freq_base", 10_000.0)
     rotary_dim = fields.integer("rope.dimension_count", head_dim)
     if rotary_dim > head_dim or rotary_dim % 2:
         raise corrupt(file.path, f"rope.dimension_count is {rotary_dim}; it must be even and at most {head_dim}")
-    if family in PERMUTED and rotary_dim != head_dim:
+    if family.permuted and rotary_dim != head_dim:
         raise unsupported(
             file.path, f"a rotary embedding over {rotary_dim} of {head_dim} dimensions is not offered here"
         )
     if "rope_freqs.weight" in file.tensors:
-        return RopeConfig(theta, rotary_dim, "factors", factors=_factors(file, rotary_dim))
+        return RopeConfig(theta, rotary_dim, "factors", factors=_factors(file, "rope_freqs.weight", rotary_dim))
+    if "rope_factors_long.weight" in file.tensors:
+        return RopeConfig(
+            theta,
+            rotary_dim,
+            "longrope",
+            original_max_position_embeddings=fields.integer("rope.scaling.original_context_length"),
+            attention_factor=fields.number("rope.scaling.attn_factor", 1.0),
+            factors=_factors(file, "rope_factors_short.weight", rotary_dim),
+            long_factors=_factors(file, "rope_factors_long.weight", rotary_dim),
+            context=context,
+        )
     kind = fields.text("rope.scaling.type", "linear" if "rope.scale_linear" in fields.values else "none")
     factor = fields.number("rope.scaling.factor", fields.number("rope.scale_linear", 1.0))
     if kind == "none" or factor == 1.0:
@@ -150,13 +184,12 @@ def _rope(fields: Fields, file: GGUFFile, family: str, head_dim: int, context: i
     )
 
 
-def _factors(file: GGUFFile, rotary_dim: int) -> tuple[float, ...]:
-    tensor = file.tensors["rope_freqs.weight"]
-    if tensor.format.value != "f32" or tensor.shape != (rotary_dim // 2,):
-        raise corrupt(
-            file.path, f"rope_freqs.weight has shape {tensor.shape}; {(rotary_dim // 2,)} in F32 was expected"
-        )
+def _factors(file: GGUFFile, name: str, rotary_dim: int) -> tuple[float, ...]:
+    tensor, shape = file.tensors.get(name), (rotary_dim // 2,)
+    if tensor is None or tensor.format.value != "f32" or tensor.shape != shape:
+        found = "is missing" if tensor is None else f"has shape {tensor.shape}"
+        raise corrupt(file.path, f"{name} {found}; {shape} in F32 was expected")
     factors = struct.unpack(f"<{rotary_dim // 2}f", file.data(tensor))
     if not all(math.isfinite(factor) and factor > 0 for factor in factors):
-        raise corrupt(file.path, "rope_freqs.weight holds factors that are not positive numbers")
+        raise corrupt(file.path, f"{name} holds factors that are not positive numbers")
     return factors

@@ -33,6 +33,6 @@ class Cohere(DecoderModel):
         config, rope = self.config, self.ropes[index]
         if not config.qk_norm:
             return build_attention(pack, config, name, index, rope)
-        q_norm = pack.head_norm([f"{name}.q_norm"], config.num_heads, config.head_dim, config.norm_eps)
-        k_norm = pack.head_norm([f"{name}.k_norm"], config.num_kv_heads, config.head_dim, config.norm_eps)
+        q_norm = pack.head_norm(f"{name}.q_norm", config.num_heads, config.head_dim, config.norm_eps)
+        k_norm = pack.head_norm(f"{name}.k_norm", config.num_kv_heads, config.head_dim, config.norm_eps)
         return build_attention(pack, config, name, index, rope, q_norm=q_norm, k_norm=k_norm)

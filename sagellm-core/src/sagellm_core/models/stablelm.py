@@ -40,5 +40,6 @@ class StableLM(DecoderModel):
         return build_attention(pack, config, name, index, rope, q_norm=q_norm, k_norm=k_norm)
 
     def _head_norm(self, pack: Packer, name: str, heads: int) -> HeadNorm:
-        names = [f"{name}.norms.{head}" for head in range(heads)]
-        return pack.head_norm(names, heads, self.config.head_dim, self.config.norm_eps)
+        each = [f"{name}.norms.{head}" for head in range(heads)]
+        stacked = f"{name}.weight" in pack  # as GGUF files have it
+        return pack.head_norm(name if stacked else each, heads, self.config.head_dim, self.config.norm_eps)
