@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sagellm_core.front.form import REASONING_SIGNS, TOOL_SIGNS
+from sagellm_core.front.reasoning import REASONING_PARSERS
+from sagellm_core.front.tools import TOOL_PARSERS
 from sagellm_core.loading.gguf import FORMATS
 from sagellm_core.loading.hf_config import ROPE_KINDS
 from sagellm_core.models import ARCHITECTURES
@@ -41,6 +44,12 @@ def test_architectures_formats_and_rope_types_are_those_there_are(named: set[str
 
 def test_every_option_is_documented(named: set[str]) -> None:
     assert set(EngineSpec.model_fields) <= named
+
+
+def test_parsers_and_their_signs_are_those_there_are(text: str, named: set[str]) -> None:
+    assert {*TOOL_PARSERS, *REASONING_PARSERS} <= named
+    cells = text.replace("\\|", "|")
+    assert all(f"`{sign}`" in cells for sign, _ in (*TOOL_SIGNS, *REASONING_SIGNS))
 
 
 def test_every_environment_variable_that_is_read_is_documented(named: set[str]) -> None:
