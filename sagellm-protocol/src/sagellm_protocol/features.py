@@ -5,7 +5,7 @@ A feature is what an engine might lack. A request uses a feature by setting a fi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from .errors import ErrorCode, SageLLMError
 from .requests import EmbedRequest, NamedTool, Request, ScoreRequest
@@ -42,7 +42,7 @@ ALL = frozenset(
 """Every feature this version has a name for."""
 
 # How each feature shows in a request, beside the field that a refusal names.
-_IN_REQUEST = (
+_IN_REQUEST: tuple[tuple[str, str, Callable[[Request], bool]], ...] = (
     (CHAT, "messages", lambda r: r.messages is not None),
     (CHAT_TEMPLATE, "chat_template", lambda r: r.chat_template is not None),
     (REASONING_EFFORT, "reasoning_effort", lambda r: r.reasoning_effort is not None),
