@@ -3,9 +3,9 @@
     python benchmarks/checkpoints.py FOLDER [--off-grid]
 
 The file is Q4_1, so its weights, expanded, still lie on grids of 16 values a block, and quantising them to four bits
-finds these grids again and loses next to nothing. ``--off-grid`` makes a fair object of them: the same function with
-other numbers. Every norm's weight is folded into the columns of the projections that read it, values and the inner
-features of the MLP are stretched by random factors, and the projections behind them shrunk likewise.
+finds these grids again and loses next to nothing. ``--off-grid`` makes a fair object of them: the same function, with
+the features of the residual stream, of the values and inside the MLP in a random order, so that a block's weights come
+from many grids.
 
 Knows nothing of engines. Needs ``transformers``.
 """
@@ -20,9 +20,6 @@ from typing import Any
 
 from sagellm_core.store import DEFAULT_MODEL, resolve
 
-_STRETCH = 0.5
-"""Spread of the logarithm of the random factors: most lie between 0.4 and 2.7."""
-
 
 def bf16_folder(folder: Path, *, model: str = DEFAULT_MODEL, off_grid: bool = False) -> Path:
     """Make the folder unless it is there already.
@@ -30,7 +27,7 @@ def bf16_folder(folder: Path, *, model: str = DEFAULT_MODEL, off_grid: bool = Fa
     Args:
         folder: Where to; gets ``config.json``, ``model.safetensors`` and the tokenizer.
         model: Path or catalogue name of a GGUF file of the Llama family.
-        off_grid: Change the numbers, not the function.
+        off_grid: Reorder the features; what is computed stays the same.
 
     Returns:
         The folder.
@@ -59,33 +56,38 @@ def bf16_folder(folder: Path, *, model: str = DEFAULT_MODEL, off_grid: bool = Fa
 
 
 def leave_the_grid(model: Any, seed: int = 0) -> None:
-    """Change a Llama's weights in place, not what it computes (but for rounding)."""
+    """Reorder a Llama's features in place, at random; it computes what it did."""
     import torch
 
     dice = torch.Generator().manual_seed(seed)
-    config = model.config
-    group = config.num_attention_heads // config.num_key_value_heads
+    config, decoder = model.config, model.model
+    heads = config.num_key_value_heads
+    group = config.num_attention_heads // heads
 
-    def factors(count: int) -> torch.Tensor:
-        return torch.exp(torch.randn(count, generator=dice) * _STRETCH)
+    def reorder(tensor: torch.Tensor, order: torch.Tensor, axis: int) -> None:
+        tensor.copy_(tensor.index_select(axis, order))
 
-    for layer in model.model.layers:
+    stream = torch.randperm(config.hidden_size, generator=dice)
+    reorder(decoder.embed_tokens.weight, stream, 1)
+    reorder(decoder.norm.weight, stream, 0)
+    if not config.tie_word_embeddings:
+        reorder(model.lm_head.weight, stream, 1)
+    for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        for norm, readers in (
-            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
-        ):
-            for reader in readers:
-                reader.weight.mul_(norm.weight)
-            norm.weight.fill_(1)
-        stretched = factors(attention.v_proj.weight.shape[0])
-        attention.v_proj.weight.mul_(stretched[:, None])
+        for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+            reorder(reader.weight, stream, 1)
+        for vector in (attention.o_proj, mlp.down_proj, layer.input_layernorm, layer.post_attention_layernorm):
+            reorder(vector.weight, stream, 0)
+        inner = torch.randperm(mlp.up_proj.weight.shape[0], generator=dice)
+        for writer in (mlp.gate_proj, mlp.up_proj):
+            reorder(writer.weight, inner, 0)
+        reorder(mlp.down_proj.weight, inner, 1)
+        dim = attention.v_proj.weight.shape[0] // heads
+        within = torch.stack([torch.randperm(dim, generator=dice) for _ in range(heads)])  # [Hkv, D]
+        reorder(attention.v_proj.weight, (within + torch.arange(heads)[:, None] * dim).flatten(), 0)
         # Each value head is read by all the query heads of its group.
-        heads = stretched.view(config.num_key_value_heads, 1, -1).expand(-1, group, -1)
-        attention.o_proj.weight.div_(heads.reshape(-1))
-        stretched = factors(mlp.up_proj.weight.shape[0])
-        mlp.up_proj.weight.mul_(stretched[:, None])
-        mlp.down_proj.weight.div_(stretched)
+        read = within.repeat_interleave(group, 0) + torch.arange(heads * group)[:, None] * dim
+        reorder(attention.o_proj.weight, read.flatten(), 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="path or catalogue name (default: %(default)s)")
-    parser.add_argument("--off-grid", action="store_true", help="the same function with other numbers")
+    parser.add_argument("--off-grid", action="store_true", help="the same function, its features reordered")
     given = parser.parse_args(arguments)
     print(bf16_folder(given.folder, model=given.model, off_grid=given.off_grid))
     return 0

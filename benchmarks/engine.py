@@ -37,8 +37,10 @@ def prompts_of(lengths: Sequence[int], seed: int, vocab_size: int) -> Prompts:
 class Ours:
     """The engine, its core in a process of its own as it serves."""
 
-    def __init__(self, path: Path, dtype: str, threads: int) -> None:
-        self._llm = LLM(str(path), core="process", dtype=dtype, threads=threads, max_num_seqs=64)
+    def __init__(self, path: Path, dtype: str, quantization: str | None, threads: int) -> None:
+        self._llm = LLM(
+            str(path), core="process", dtype=dtype, quantization=quantization, threads=threads, max_num_seqs=64
+        )
         self.vocab_size: int = self._llm.info.capabilities.vocab_size or 0
         self.dtype: str = self._llm.info.capabilities.dtype or dtype
 
@@ -150,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="path or catalogue name (default: %(default)s)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--quantization", choices=("int8", "int4"), help="ours, at load; theirs stays unquantised")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
     parser.add_argument("--only", choices=("compare", "growth"), help="one of the two parts")
@@ -157,10 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     path = resolve(given.model)
-    ours = Ours(path, given.dtype, given.threads)
-    figures: dict[str, Any] = {"model": given.model, "dtype": given.dtype, "threads": given.threads}
+    ours = Ours(path, given.dtype, given.quantization, given.threads)
+    figures: dict[str, Any] = {name: getattr(given, name) for name in ("model", "dtype", "quantization", "threads")}
     print(
-        f"{given.model}, {given.dtype}, {given.threads} threads, best of {given.rounds}; load {os.getloadavg()[0]:.1f}"
+        f"{given.model}, {given.quantization or given.dtype}, {given.threads} threads,"
+        f" best of {given.rounds}; load {os.getloadavg()[0]:.1f}"
     )
     try:
         if given.only != "growth":
