@@ -77,11 +77,10 @@ def _likeliest(logprobs: Floats, top: int) -> tuple[tuple[int, float], ...]:
 
 
 def _greedy(scores: Rows) -> list[int]:
-    tokens = scores.argmax(-1)  # of equals the first; a NaN before all else
-    if np.isnan(scores[np.arange(len(tokens)), tokens]).any():
+    tokens: list[int] = scores.argmax(-1).tolist()  # of equals the first; a NaN before all else
+    if any(math.isnan(scores.item(row, token)) for row, token in enumerate(tokens)):
         raise _no_numbers()
-    chosen: list[int] = tokens.tolist()
-    return chosen
+    return tokens
 
 
 def _token(scores: Floats, batch: SamplingBatch, row: int) -> int:
