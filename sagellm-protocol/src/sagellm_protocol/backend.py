@@ -155,7 +155,8 @@ class AttentionBatch:
         query_lens: New tokens of each sequence, ``[S]``; they sum to T.
         context_lens: Tokens of each sequence that are cached once this step's are written, ``[S]``.
         block_tables: For each group of layers with equal :class:`KVSpec` (in order of first appearance), the block ids
-            of each sequence in order of position, ``[G][S][M_s]``.
+            of each sequence in order of position, ``[G][S][M_s]``. Ids beyond those that ``context_lens`` need mean
+            nothing, so that an array whose rows are equally long serves as well.
     """
 
     query_lens: Sequence[int]
