@@ -116,9 +116,7 @@ async def test_a_stop_string_within_a_call_ends_it_as_stopped(folder: Path) -> N
     assert response.finish_reason is FinishReason.TOOL_CALLS
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": TOOLS, "messages": None, "prompt": "hi"}]
-)
+@pytest.mark.parametrize("fields", [{}, {"tools": TOOLS, "tool_choice": "none"}, {"messages": None, "prompt": "hi"}])
 async def test_where_no_call_is_wanted_all_text_is_content(folder: Path, fields: dict[str, Any]) -> None:
     response = await answer(scripted_engine(folder, CALLS, **HERMES), request(**fields))
     assert response.output_text == CALLS
@@ -181,6 +179,12 @@ async def test_a_call_cannot_be_forced_yet_and_that_is_said(folder: Path, choice
     error = await refused(scripted_engine(folder, "x", **HERMES), tools=TOOLS, tool_choice=choice)
     assert (error.code, error.param) == (ErrorCode.UNSUPPORTED, "tool_choice")
     assert "'tool_choice'" in error.message
+
+
+@pytest.mark.parametrize("fields", [{"tools": TOOLS}, {"chat_template_kwargs": {"x": 1}}])
+async def test_what_is_for_the_template_is_refused_beside_a_prompt(folder: Path, fields: dict[str, Any]) -> None:
+    error = await refused(scripted_engine(folder, "x", **HERMES), messages=None, prompt="hi", **fields)
+    assert (error.code, error.param) == (ErrorCode.INVALID_REQUEST, next(iter(fields)))
 
 
 async def test_tools_are_refused_where_calls_cannot_be_read(folder: Path) -> None:

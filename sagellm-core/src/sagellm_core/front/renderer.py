@@ -165,6 +165,13 @@ class PromptRenderer:
 
     def _check_asked(self, request: Request) -> None:
         sampling = request.sampling
+        for field in ("tools", "chat_template_kwargs"):
+            if request.messages is None and getattr(request, field):
+                raise SageLLMError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"{field} are for the chat template, and a prompt goes through none; give messages instead",
+                    field,
+                )
         if request.cache_salt is not None:
             check_text(request.cache_salt, "cache_salt")
         self._check_ids(sampling.logit_bias or (), "sampling.logit_bias")
