@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, strategies as st
 
-from sagellm_core.executor.sampling import uniforms
+from sagellm_core.core.plan import NewSequence, TokenSampling
+from sagellm_core.executor.base import CacheLayout
+from sagellm_core.executor.sampling import SamplingBatches, uniforms
+from sagellm_core.executor.slots import Slots
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -45,3 +48,37 @@ def test_a_seeded_number_never_changes_between_versions() -> None:
         0.749748241358,
         0.77414454954,
     ]
+
+
+def test_draws_follow_seed_and_position_while_neighbours_come_and_go() -> None:
+    slots = Slots(CacheLayout(num_blocks=8, block_size=16, max_num_seqs=3, max_model_len=128), groups=1)
+    seeds, produced = {0: 7, 1: 2**64 - 1, 2: 11}, dict.fromkeys(range(3), 0)
+    batches = SamplingBatches(slots)
+    slots.add(NewSequence(0, [1, 2, 3], TokenSampling(seed=seeds[0])))
+    slots.add(NewSequence(1, [4], TokenSampling(seed=seeds[1])))
+    for step in range(90):
+        if step == 40:
+            slots.add(NewSequence(2, [5, 6], TokenSampling(seed=seeds[2]), output=[8] * 5))
+            produced[2] = 5
+        rows = [0] if step == 50 else [1, 0] if step < 40 else [2, 0] if step > 60 else [0, 1, 2]
+        if step == 61:
+            slots.drop(1)
+        want = uniforms([seeds[slot] for slot in rows], np.array([produced[slot] for slot in rows]))
+        assert list(batches.batch(rows).uniform) == want.tolist()
+        slots.append(rows, [9] * len(rows))
+        for slot in rows:
+            produced[slot] += 1
+
+
+def test_penalties_and_bans_see_what_was_produced_last() -> None:
+    slots = Slots(CacheLayout(num_blocks=8, block_size=16, max_num_seqs=2, max_model_len=128), groups=1)
+    batches = SamplingBatches(slots)
+    asked = TokenSampling(temperature=0, presence_penalty=1.0, bad_words=((5, 6),), min_tokens=2, end_ids=(3,))
+    slots.add(NewSequence(0, [1, 2], asked))
+    slots.add(NewSequence(1, [4], TokenSampling(temperature=0)))
+    seen = []
+    for token in (5, 7, 5):
+        batch = batches.batch([0, 1])
+        seen.append((list(batch.output_tokens[0]), list(batch.banned[0]), list(batch.banned[1])))
+        slots.append([0, 1], [token, token])
+    assert seen == [([], [3], []), ([5], [3, 6], []), ([5, 7], [], [])]

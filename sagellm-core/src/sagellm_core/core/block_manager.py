@@ -114,9 +114,10 @@ class BlockManager:
             For each group the new block ids; empty when it has enough; ``None`` when there are not enough: nothing has
             changed then.
         """
-        missing = self._blocks_for(num_tokens) - len(sequence.tables[0])
-        if missing <= 0:
+        held = len(sequence.tables[0])
+        if num_tokens <= held * self.block_size:
             return []
+        missing = self._blocks_for(num_tokens) - held
         if any(pool.available < missing for pool in self.pools):
             return None
         grown = [pool.allocate(missing) for pool in self.pools]

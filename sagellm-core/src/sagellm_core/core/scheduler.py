@@ -131,16 +131,17 @@ class Scheduler:
         sequence.leader = None
 
     def _go_on(self, draft: _Draft) -> None:
-        decoding: list[Sequence] = []
-        prefilling: list[Sequence] = []
+        decoding: list[tuple[Sequence, int]] = []
+        prefilling: list[tuple[Sequence, int]] = []
         for sequence in self.running:
-            (decoding if sequence.uncomputed == 1 else prefilling).append(sequence)
-        for sequence in decoding + prefilling:
+            left = sequence.uncomputed
+            (decoding if left == 1 else prefilling).append((sequence, left))
+        for sequence, left in decoding + prefilling:
             if sequence.status is not Status.RUNNING:  # preempted for one before it
                 continue
             if draft.budget <= 0:
                 return
-            count = min(sequence.uncomputed, draft.budget)
+            count = min(left, draft.budget)
             blocks = self._room_for(sequence, sequence.num_computed + count, draft)
             if blocks is not None:
                 draft.give(sequence, count, blocks)

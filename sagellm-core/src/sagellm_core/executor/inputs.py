@@ -37,16 +37,19 @@ def step_inputs(plan: StepPlan, slots: Slots) -> StepInputs:
     """Inputs of a plan that has at least one row."""
     slot = np.asarray(plan.slots, dtype=np.int64)
     computed = np.asarray(plan.num_computed, dtype=np.int64)
-    scheduled = np.asarray(plan.num_scheduled, dtype=np.int64)
-    context = computed + scheduled
-    assert (scheduled > 0).all(), "every row computes something"
-    assert (context <= slots.length[slot]).all(), "a token cannot be computed before it is known"
-    ends = np.cumsum(scheduled)
-    row = np.repeat(np.arange(len(slot)), scheduled)  # [T]
-    positions = np.arange(ends[-1]) - (ends - scheduled - computed)[row]  # [T]
+    context = [before + new for before, new in zip(plan.num_computed, plan.num_scheduled, strict=True)]
+    assert min(plan.num_scheduled) > 0, "every row computes something"
+    assert (slots.length[slot] >= context).all(), "a token cannot be computed before it is known"
+    if max(plan.num_scheduled) == 1:  # decoding alone, where little else is worth the time
+        ends, row, positions = np.arange(1, len(slot) + 1), slot, computed
+    else:
+        scheduled = np.asarray(plan.num_scheduled, dtype=np.int64)
+        ends = np.cumsum(scheduled)
+        row = np.repeat(slot, scheduled)  # [T]
+        positions = np.arange(ends[-1]) - np.repeat(ends - scheduled - computed, scheduled)  # [T]
     return StepInputs(
-        ids=slots.tokens[slot[row], positions],
+        ids=slots.tokens[row, positions],
         positions=positions.astype(np.int32),
-        attention=AttentionBatch(plan.num_scheduled, context.tolist(), slots.tables(plan.slots)),
+        attention=AttentionBatch(plan.num_scheduled, context, slots.tables(plan.slots, max(context))),
         ends=ends,
     )

@@ -19,7 +19,7 @@ from sagellm_protocol.devices import DType
 
 from .base import CacheLayout
 from .inputs import StepInputs, step_inputs
-from .sampling import may_produce, sampling_batch
+from .sampling import SamplingBatches, may_produce
 from .slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Runner:
         self._ops = ops
         self.cache = ops.allocate_kv(model.kv_specs, layout.num_blocks, layout.block_size, kv_dtype)
         self._slots = Slots(layout, groups=len(dict.fromkeys(model.kv_specs)))
+        self._batches = SamplingBatches(self._slots)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Run one step to its end."""
@@ -63,9 +64,10 @@ class Runner:
             return StepResult(plan.step, [])
         inputs = step_inputs(plan, slots)
         hidden = self._forward(inputs)
-        prompts = self._prompt_logprobs(plan, inputs, hidden)
-        sampled = self._sample(plan, inputs, hidden)
-        return StepResult(plan.step, _merge(plan.slots, sampled, prompts))
+        results = self._sample(plan, inputs, hidden)
+        if self._slots.reporting:
+            results = _merge(results, self._prompt_logprobs(plan, inputs, hidden), plan.slots)
+        return StepResult(plan.step, results)
 
     def _forward(self, inputs: StepInputs) -> Any:
         ops = self._ops
@@ -76,22 +78,20 @@ class Runner:
             ops.plan_attention(self.cache, inputs.attention),
         )
 
-    def _sample(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> dict[int, SlotResult]:
-        rows = []
-        results = {}
-        for row, (slot, samples) in enumerate(zip(plan.slots, plan.samples, strict=True)):
-            if samples and may_produce(self._slots, slot):
-                rows.append(row)
-            elif samples:
-                results[slot] = SlotResult(slot, [], error=_NO_CHOICE)
+    def _sample(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> list[SlotResult]:
+        rows = [row for row, samples in enumerate(plan.samples) if samples]
+        stuck: list[int] = []
+        if self._slots.restricted:
+            stuck = [plan.slots[row] for row in rows if not may_produce(self._slots, plan.slots[row])]
+            rows = [row for row in rows if plan.slots[row] not in stuck]
+        refused = [SlotResult(slot, [], error=_NO_CHOICE) for slot in stuck]
         if not rows:
-            return results
+            return refused
         slots = [plan.slots[row] for row in rows]
-        last = (inputs.ends[rows] - 1).tolist()
-        if len(last) < len(inputs.ids):
-            hidden = self._ops.take_rows(hidden, last)
-        results.update((result.slot, result) for result in self._draw(hidden, slots))
-        return results
+        if len(rows) < len(inputs.ids):
+            hidden = self._ops.take_rows(hidden, (inputs.ends[rows] - 1).tolist())
+        drawn = self._draw(hidden, slots)
+        return _merge([*refused, *drawn], {}, plan.slots) if refused else drawn
 
     def _draw(self, hidden: Any, slots: list[int]) -> list[SlotResult]:
         """A token for each slot; where the backend can draw none for one of them, that one fails alone.
@@ -101,15 +101,14 @@ class Runner:
             slots: The slots, ``R`` of them.
         """
         try:
-            drawn = self._ops.sample(self._model.logits(hidden), sampling_batch(self._slots, slots))
+            drawn = self._ops.sample(self._model.logits(hidden), self._batches.batch(slots))
         except Exception as error:  # whose row it was is found by drawing for each by itself
             if len(slots) > 1:
                 each = [self._draw(self._ops.take_rows(hidden, [row]), [slot]) for row, slot in enumerate(slots)]
                 return [result for results in each for result in results]
             logger.exception("no token can be drawn")
             return [SlotResult(slots[0], [], error=f"no token can be drawn: {type(error).__name__}: {error}")]
-        for slot, token in zip(slots, drawn.token_ids, strict=True):
-            self._slots.append(slot, token)
+        self._slots.append(slots, drawn.token_ids)
         return [
             SlotResult(slot, [token], [] if logprob is None else [_reported(logprob)])
             for slot, token, logprob in zip(slots, drawn.token_ids, drawn.logprobs, strict=True)
@@ -119,7 +118,7 @@ class Runner:
         found: dict[int, list[TokenLogprob]] = {}
         for row, slot in enumerate(plan.slots):
             top = self._slots.sampling(slot).prompt_logprobs
-            if top is None:
+            if top is None or plan.num_computed[row] + 1 >= self._slots.prompt_len[slot]:
                 continue
             first = plan.num_computed[row]
             targets = self._slots.prompt(slot)[first + 1 : first + 1 + plan.num_scheduled[row]]
@@ -144,13 +143,10 @@ def _reported(row: RowLogprobs) -> TokenLogprob:
 
 
 def _merge(
-    order: Sequence[int], sampled: dict[int, SlotResult], prompts: dict[int, list[TokenLogprob]]
+    sampled: Sequence[SlotResult], prompts: dict[int, list[TokenLogprob]], order: Sequence[int]
 ) -> list[SlotResult]:
-    merged = []
-    for slot in order:
-        if slot in prompts:
-            produced = sampled.get(slot, SlotResult(slot, []))
-            merged.append(msgspec.structs.replace(produced, prompt_logprobs=prompts[slot]))
-        elif slot in sampled:
-            merged.append(sampled[slot])
-    return merged
+    """Results with prompts' log-probabilities, in ``order`` of slots."""
+    found = {result.slot: result for result in sampled}
+    for slot, logprobs in prompts.items():
+        found[slot] = msgspec.structs.replace(found.get(slot, SlotResult(slot, [])), prompt_logprobs=logprobs)
+    return [found[slot] for slot in order if slot in found]

@@ -23,17 +23,25 @@ class Slots:
         groups: Groups of layers with equal KV specs.
 
     Attributes:
-        tokens: Prompt and output of each slot, ``[max_num_seqs, max_model_len]`` int32.
+        tokens: Prompt and output of each slot, ``[max_num_seqs, max_model_len + 1]`` int32: the last that a
+            sequence may have is never computed.
         prompt_len: Prompt tokens, ``[max_num_seqs]`` int64.
         length: Prompt and output tokens, ``[max_num_seqs]`` int64; 0 where a slot is free.
+        restricted: Slots whose tokens are among some that are allowed.
+        reporting: Slots that report log-probabilities of their prompt.
+        turn: Counts up whenever a slot is taken or freed; what was derived of slots' parameters holds until then.
     """
 
     def __init__(self, layout: CacheLayout, groups: int) -> None:
         slots, longest = layout.max_num_seqs, layout.max_model_len
-        self.tokens = np.zeros((slots, longest), dtype=np.int32)
+        self.tokens = np.zeros((slots, longest + 1), dtype=np.int32)
         self.prompt_len = np.zeros(slots, dtype=np.int64)
         self.length = np.zeros(slots, dtype=np.int64)
+        self.restricted: set[int] = set()
+        self.reporting: set[int] = set()
+        self.turn = 0
         self._sampling: list[TokenSampling | None] = [None] * slots
+        self._block_size = layout.block_size
         self._tables = np.zeros((groups, slots, -(-longest // layout.block_size)), dtype=np.int32)
         self._table_len = np.zeros((groups, slots), dtype=np.int64)
 
@@ -46,12 +54,20 @@ class Slots:
         self.prompt_len[slot] = prompt
         self.length[slot] = prompt + output
         self._sampling[slot] = new.sampling
+        if new.sampling.allowed is not None:
+            self.restricted.add(slot)
+        if new.sampling.prompt_logprobs is not None:
+            self.reporting.add(slot)
+        self.turn += 1
 
     def drop(self, slot: int) -> None:
         """Free a slot. One that is free stays so: the drops of a step that failed half-way come again."""
         self.length[slot] = 0
         self._sampling[slot] = None
         self._table_len[:, slot] = 0
+        self.restricted.discard(slot)
+        self.reporting.discard(slot)
+        self.turn += 1
 
     def extend(self, blocks: NewBlocks) -> None:
         """Append blocks to a slot's tables."""
@@ -60,12 +76,11 @@ class Slots:
             self._tables[group, blocks.slot, start : start + len(ids)] = ids
             self._table_len[group, blocks.slot] = start + len(ids)
 
-    def append(self, slot: int, token: int) -> None:
-        """Add a token to a slot's output. The last that a sequence may have is never computed, so it needs no room."""
-        at = self.length[slot]
-        if at < self.tokens.shape[1]:
-            self.tokens[slot, at] = token
-        self.length[slot] = at + 1
+    def append(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Add a token to the output of each of some slots."""
+        at = self.length[slots]
+        self.tokens[slots, at] = tokens
+        self.length[slots] = at + 1
 
     def sampling(self, slot: int) -> TokenSampling:
         """How a slot's tokens are chosen."""
@@ -82,9 +97,7 @@ class Slots:
         """What a slot has produced; a view."""
         return cast(Sequence[int], self.tokens[slot, self.prompt_len[slot] : self.length[slot]])
 
-    def tables(self, slots: Sequence[int]) -> list[list[Sequence[int]]]:
-        """Block tables of some slots, by group; views."""
-        return [
-            [cast(Sequence[int], table[slot, : lengths[slot]]) for slot in slots]
-            for table, lengths in zip(self._tables, self._table_len, strict=True)
-        ]
+    def tables(self, slots: Sequence[int], tokens: int) -> list[Sequence[Sequence[int]]]:
+        """Block tables of some slots, by group: an array each, ``[S, M]`` int32, with room for ``tokens`` tokens."""
+        width = -(-tokens // self._block_size)
+        return [cast(Sequence[Sequence[int]], table[slots, :width]) for table in self._tables]
