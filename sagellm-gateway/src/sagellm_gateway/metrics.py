@@ -27,6 +27,8 @@ from sagellm_protocol import (
     StreamEvent,
 )
 
+from .histogram import LoopHistogram, Series
+
 # Upper bounds in seconds, those of vLLM with finer ones below.
 _LONG = (1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 _FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, *_LONG, 160.0, 640.0, 2560.0)
@@ -68,9 +70,13 @@ class Meters:
             return Histogram(f"sagellm:{name}", what, ["model_name"], registry=self._registry, buckets=tuple(buckets))
 
         self.first_token = histogram("time_to_first_token_seconds", "Request received to first token.", _FIRST)
-        self.between_tokens = histogram(
-            "inter_token_latency_seconds", "Between two events with tokens of a choice.", _BETWEEN
+        self.between_tokens = LoopHistogram(
+            "sagellm:inter_token_latency_seconds",
+            "Between two events with tokens of a choice.",
+            "model_name",
+            _BETWEEN,
         )
+        self._registry.register(self.between_tokens)
         self.per_token = histogram(
             "request_time_per_output_token_seconds", "Mean time per token after the first, of a request.", _BETWEEN
         )
@@ -128,7 +134,7 @@ class RequestMeter:
         self._began = time.perf_counter()
         self._first: float | None = None
         self._last: dict[int, float] = {}
-        self._between: Histogram | None = None
+        self._between: Series | None = None
         self._ended = False
 
     def saw(self, event: StreamEvent) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -53,6 +54,8 @@ class GatewayServer(uvicorn.Server):
                 lifespan="on",
                 log_config=None,
                 log_level=settings.log_level,
+                # A line that nobody reads is not worth making.
+                access_log=logging.getLogger("uvicorn.access").hasHandlers(),
                 server_header=False,
                 timeout_keep_alive=max(1, round(settings.connection_idle_s)),
                 timeout_graceful_shutdown=CLOSE_S,

@@ -56,13 +56,12 @@ class EventWriter:
     async def write(self, data: bytes) -> None:
         """Write whole events."""
         async with self._lock:
-            self._writing_since = self._loop.time()
+            self._writing_since = began = self._loop.time()
             if not self.started:
                 self.started = True
                 await self._send(dict(_START))
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
-            self._last = self._loop.time()
-            self._writing_since = None
+            self._last, self._writing_since = began, None
 
     async def close(self) -> None:
         """End the response."""
