@@ -76,7 +76,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("vocabulary", [64, 331, 5000])
+@pytest.mark.parametrize("vocabulary", [64, 331, 5000, 20011])
 @pytest.mark.parametrize("round_to_ties", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_kind_of_row_draws_what_the_reference_draws(fast, truth, vocabulary, round_to_ties, seed):
