@@ -152,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     read = process.submit(read_bandwidth, given.threads, given.gib, given.rounds).result()
                 rows.append((name, quantization, found, read))
     print(
-        "| model | weights | load s | peak GB | MB a token | tokens/s, median (best) | GB/s | read GB/s | share (best) |"
-        "\n"
+        "| model | weights | load s | peak GB | MB a token | tokens/s, median (best) | GB/s | read GB/s"
+        " | share (best) |\n"
         "|---|---|---|---|---|---|---|---|---|"
     )
     fastest = max(max(read.values()) for *_, read in rows)

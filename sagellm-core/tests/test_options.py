@@ -19,7 +19,7 @@ REFUSED: list[tuple[dict[str, Any], ErrorCode, str]] = [
     ({"pipeline_parallel": 2}, ErrorCode.UNSUPPORTED, "pipeline_parallel=2"),
     ({"data_parallel": 2}, ErrorCode.UNSUPPORTED, "data_parallel=2"),
     ({"options": {"eagerness": 1}}, ErrorCode.INVALID_REQUEST, "eagerness"),
-    ({"quantization": "int3"}, ErrorCode.UNSUPPORTED, "int3"),
+    ({"quantization": "int3"}, ErrorCode.UNSUPPORTED, "'int3' is not offered by backend 'cpu'"),
     ({"dtype": "float3"}, ErrorCode.UNSUPPORTED, "float3"),
     ({"kv_cache_dtype": "float3"}, ErrorCode.UNSUPPORTED, "float3"),
     ({"device": "abacus"}, ErrorCode.NOT_INSTALLED, "abacus"),
@@ -104,6 +104,13 @@ def test_types_are_as_told(model: Path) -> None:
     assert wide.capabilities.dtype == "float32"
     assert wide.device is not None
     assert wide.device.kind == "cpu"
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_an_engine_says_what_its_weights_are_quantised_to(model: Path, quantization: str) -> None:
+    info, _, [answer] = run(spec(model, quantization=quantization), {})
+    assert info.capabilities.quantization == quantization
+    assert len(answer.output_tokens) == 6
 
 
 def test_a_model_answers_to_the_names_it_is_served_under(model: Path) -> None:

@@ -269,6 +269,12 @@ def test_sizes_read_as_people_write_them(text: str, value: int) -> None:
     assert size(text) == value
 
 
+@pytest.mark.parametrize("command", ["run", "chat", "serve"])
+def test_help_names_what_weights_can_be_quantised_to(sagellm: Command, command: str) -> None:
+    assert "--quantization" in (shown := sagellm(command, "--help").stdout)
+    assert "[int8|int4]" in shown
+
+
 @pytest.mark.parametrize("command", ["run", "chat", "serve", "engine"])
 def test_every_shared_option_is_shown_in_help(sagellm: Command, command: str) -> None:
     shown = sagellm(command, "--help").stdout

@@ -71,7 +71,14 @@ ENGINE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
     ),
     "dtype": (Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16, as the device offers.")], "auto"),
     "quantization": (
-        Annotated[str | None, typer.Option(help="Quantise at load, if the device offers it.", show_default=False)],
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="[int8|int4]",
+                help="Quantise weights at load, as the device offers: on the CPU to 8 or 4 bits.",
+                show_default=False,
+            ),
+        ],
         None,
     ),
     "load_format": (
