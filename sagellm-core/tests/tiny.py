@@ -6,6 +6,7 @@ Every parameter is random, norms and biases too: one that is left at its initial
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from transformers import PreTrainedModel
 
 VOCAB = 131
 CONTEXT = 96
-
-Recipe = Callable[[], PreTrainedModel]
 
 
 def _sizes(**overrides: Any) -> dict[str, Any]:
@@ -42,18 +41,30 @@ def _rope(**scaling: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10_000.0, **scaling}}
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How one tiny model is made.
+
+    Attributes:
+        architecture: Class of the reference implementation.
+        config: Class of its configuration.
+        sizes: What the configuration is given.
+    """
+
+    architecture: str
+    config: str
+    sizes: Mapping[str, Any]
+
+    def __call__(self) -> PreTrainedModel:
+        """The model, as it is initialised."""
+        sizes = {key: value for key, value in self.sizes.items() if value is not _ABSENT}
+        model: PreTrainedModel = getattr(transformers, self.architecture)(getattr(transformers, self.config)(**sizes))
+        return model
+
+
 def _of(architecture: str, config: str, **fixed: Any) -> Callable[..., Recipe]:
     """Recipes of one architecture, given what differs from the usual sizes."""
-
-    def recipe(**overrides: Any) -> Recipe:
-        def make() -> PreTrainedModel:
-            sizes = {key: value for key, value in _sizes(**{**fixed, **overrides}).items() if value is not _ABSENT}
-            model: PreTrainedModel = getattr(transformers, architecture)(getattr(transformers, config)(**sizes))
-            return model
-
-        return make
-
-    return recipe
+    return lambda **overrides: Recipe(architecture, config, _sizes(**{**fixed, **overrides}))
 
 
 _ABSENT = object()
@@ -64,11 +75,19 @@ _cohere = _of("CohereForCausalLM", "CohereConfig", logit_scale=0.4, tie_word_emb
 _cohere2 = _of("Cohere2ForCausalLM", "Cohere2Config", logit_scale=0.4, sliding_window=9, tie_word_embeddings=True)
 _falcon = _of("FalconForCausalLM", "FalconConfig", **_WITHOUT, tie_word_embeddings=True)
 _gemma = _of("GemmaForCausalLM", "GemmaConfig", head_dim=16, tie_word_embeddings=True)
-_gemma2 = _of("Gemma2ForCausalLM", "Gemma2Config", head_dim=16, query_pre_attn_scalar=16, sliding_window=9, tie_word_embeddings=True)
+_gemma2 = _of(
+    "Gemma2ForCausalLM",
+    "Gemma2Config",
+    head_dim=16,
+    query_pre_attn_scalar=16,
+    sliding_window=9,
+    tie_word_embeddings=True,
+)
 _gemma3 = _of(
     "Gemma3ForCausalLM",
     "Gemma3TextConfig",
     head_dim=16,
+    query_pre_attn_scalar=16,
     num_hidden_layers=7,
     sliding_window=9,
     tie_word_embeddings=True,
@@ -185,6 +204,12 @@ RECIPES: Mapping[str, Recipe] = {
     "stablelm": _stablelm(),
     "stablelm, parallel, norms of heads": _stablelm(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True),
 }
+
+
+LONG_CONTEXT = "phi3, long context"
+"""Turned otherwise beyond its original context of 24 tokens than within."""
+USUAL: Mapping[str, str] = {recipe.architecture: name for name, recipe in reversed(RECIPES.items())}
+"""The first recipe of each architecture."""
 
 
 def make(name: str) -> PreTrainedModel:

@@ -110,10 +110,12 @@ def test_end_tokens_come_from_both_files(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (
-            {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
-            "rope type 'longrope' is not offered; known are default",
+            {"rope_scaling": {"rope_type": "spiral", "factor": 2.0}},
+            "rope type 'spiral' is not offered; known are default",
         ),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ by layer type"),
+        ({"model_type": "falcon", "alibi": True}, "alibi"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "layer type 'linear_attention' is not offered"),
     ],
@@ -141,6 +143,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(change: dict[str, Any], said
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "cannot shorten"),
         ({"partial_rotary_factor": 0.01}, "partial_rotary_factor 0.01"),
         ({"layer_types": ["full_attention"]}, "one type for each of 2 layers"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}},
+            "says nothing of layers of type sliding_attention",
+        ),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "short_factor must list 4 numbers"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "must list 0 or 1 for each layer"),
+        (
+            {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 3},
+            "not a multiple of num_kv_heads",
+        ),
         ({"architectures": None, "model_type": None}, "names neither architectures nor model_type"),
     ],
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +9,15 @@ import numpy as np
 import pytest
 
 import tiny
+from changed import Changed
 from sagellm_core import models
 from sagellm_core.executor.backends import open_backend
 from sagellm_core.layers.linear import Sharding
 from sagellm_core.loading import open_checkpoint
 from sagellm_core.loading.base import Checkpoint
-from sagellm_protocol.backend import Backend, RawWeight
+from sagellm_protocol.backend import Backend
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
-
-
-class Changed(Checkpoint):
-    """A checkpoint with tensors replaced, added, or (``None``) taken away."""
-
-    def __init__(self, original: Checkpoint, changes: Mapping[str, tuple[int, ...] | None], **config: Any) -> None:
-        self.path = original.path
-        self.config = dataclasses.replace(original.config, **config)
-        self._original = original
-        self._changes = changes
-
-    def names(self) -> list[str]:
-        gone = {name for name, shape in self._changes.items() if shape is None}
-        return [*(name for name in dict.fromkeys([*self._original.names(), *self._changes]) if name not in gone)]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names()
-
-    def _read(self, name: str) -> RawWeight:
-        shape = self._changes.get(name)
-        if shape is None:
-            return self._original.weight(name)
-        return RawWeight(name, "f32", shape, np.zeros(shape, dtype=np.float32).data)
 
 
 @pytest.fixture(scope="module")

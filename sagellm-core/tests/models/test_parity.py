@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 import tiny
 from paged import Paged, Schedule
+from parity import TOLERANCE, follow
 from sagellm_core import models
 from sagellm_core.executor.backends import open_backend
 from sagellm_core.layers.rotary import resolve
@@ -21,10 +22,9 @@ from sagellm_core.loading import open_checkpoint
 from sagellm_protocol.devices import DType
 
 LENGTHS = (61, 1, 17, 38)
-TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=list(tiny.RECIPES))
+@pytest.fixture(scope="module", params=[name for name in tiny.RECIPES if name != tiny.LONG_CONTEXT])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
     model = tiny.make(request.param)
     return model, tiny.save(model, tmp_path_factory.mktemp("model"))
@@ -96,10 +96,53 @@ def test_frequencies_equal_the_reference_implementation_to_the_bit(saved: tuple[
         assert config.rope is None
         return
     types = getattr(rotary, "layer_types", None) or [""]
-    ropes = {kind: config.layer_ropes[reference.config.layer_types.index(kind)] if kind else config.rope for kind in types}
+    ropes = {
+        kind: config.layer_ropes[reference.config.layer_types.index(kind)] if kind else config.rope for kind in types
+    }
     for kind, rope in ropes.items():
         assert rope is not None
         spec, prefix = resolve(rope), f"{kind}_" if kind else ""
         theirs = getattr(rotary, f"{prefix}inv_freq").numpy()
         np.testing.assert_array_equal(np.asarray(spec.inv_freq, dtype=np.float32), theirs)
         assert spec.attention_factor == getattr(rotary, f"{prefix}attention_scaling")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_greedy_tokens_equal_the_reference_implementation(saved: tuple[PreTrainedModel, Path], backend: str) -> None:
+    reference, folder = saved
+    ops = open_backend(backend, dtype="float32", threads=1)
+    assert follow(reference, models.load(open_checkpoint(folder), ops, DType.FLOAT32), ops).greedy_equal
+
+
+def test_every_architecture_is_compared() -> None:
+    assert set(models.ARCHITECTURES) == set(tiny.USUAL)
+
+
+@pytest.fixture(scope="module")
+def phi3(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
+    """A model with two sets of frequencies, one for contexts of up to 24 tokens."""
+    model = tiny.make(tiny.LONG_CONTEXT)
+    return model, tiny.save(model, tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize(("context", "lengths"), [(None, (61, 38, 25)), (24, (24, 1, 17))])
+def test_logits_equal_the_reference_implementation_within_the_original_context_and_beyond(
+    phi3: tuple[PreTrainedModel, Path], context: int | None, lengths: tuple[int, ...]
+) -> None:
+    reference, folder = phi3
+    ops = open_backend("cpu", dtype="float32", threads=1)
+    model = models.load(open_checkpoint(folder, context=context), ops, DType.FLOAT32)
+    deck = random.Random(2)
+    prompts = [[deck.randrange(tiny.VOCAB) for _ in range(length)] for length in lengths]
+    paged = Paged(model, ops, prompts)
+    paged.run(mixed(lengths))
+    for prompt, logits in zip(prompts, paged.logits, strict=True):
+        with torch.no_grad():
+            expected = reference(torch.tensor([prompt])).logits[0].numpy()
+        np.testing.assert_allclose(np.stack(logits), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_keys_of_a_long_context_are_not_taken_for_those_of_a_short_one(phi3: tuple[PreTrainedModel, Path]) -> None:
+    _, folder = phi3
+    assert open_checkpoint(folder, context=24).key == open_checkpoint(folder, context=12).key
+    assert open_checkpoint(folder, context=24).key != open_checkpoint(folder).key

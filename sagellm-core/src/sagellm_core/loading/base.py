@@ -98,8 +98,10 @@ class Checkpoint(ABC):
         digest = hashlib.sha256(self.config.architecture.encode())
         rope = self.config.rope
         if rope is not None and rope.kind == "longrope":
-            # The context that is run decides how keys are turned, so keys of another are of no use.
-            digest.update(f"\0{rope.context}".encode())
+            # Keys are turned by one of two sets of frequencies, and those of the other are of no use.
+            assert rope.context is not None
+            assert rope.original_max_position_embeddings is not None
+            digest.update(b"\0long" if rope.context > rope.original_max_position_embeddings else b"\0short")
         for name in sorted(self.names()):
             weight = self._read(name)
             data = memoryview(weight.data).cast("B")

@@ -28,9 +28,7 @@ LOAD_FORMATS = ("auto", *_READERS, "dummy")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def open_checkpoint(
-    path: Path, load_format: str = "auto", *, seed: int = 0, context: int | None = None
-) -> Checkpoint:
+def open_checkpoint(path: Path, load_format: str = "auto", *, seed: int = 0, context: int | None = None) -> Checkpoint:
     """Open a local file or folder; weights are mapped, not read.
 
     Args:

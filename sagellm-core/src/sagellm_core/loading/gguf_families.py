@@ -1,8 +1,8 @@
 """What each family's GGUF files call tensors, and what they say, or leave unsaid, beyond the usual: a table by name.
 
-Conventions are those of llama.cpp's converter: it adds Gemma's one to norms, transposes GPT-2's projections, stacks norms
-of heads, and reorders query and key rows of families whose rotary pairs it takes as neighbours. Knows nothing of how a
-file is read.
+Conventions are those of llama.cpp's converter: it adds Gemma's one to norms, transposes GPT-2's projections, stacks
+norms of heads, and reorders query and key rows of families whose rotary pairs it takes as neighbours. Knows nothing of
+how a file is read.
 """
 
 from __future__ import annotations
