@@ -115,3 +115,16 @@ def test_byte_pieces_join_up_to_what_the_whole_reads_as(
 def test_a_prompt_that_ends_within_a_character_is_finished_by_the_output(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("😀!")
     assert "".join(stream(tokenizer, ids[1:], prompt=ids[:1])) == "😀!"
+
+
+def test_special_tokens_that_are_part_of_a_form_are_shown_and_no_others(tokenizer: Tokenizer) -> None:
+    mark, end = (tokenizer.backend.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>"))
+    assert mark is not None
+    assert end is not None
+    ids = [end, mark, *tokenizer.encode(" é 𝄞", add_special_tokens=False), mark, end, mark]
+    detokenizer = Detokenizer(tokenizer, shown=frozenset({mark}), prompt=[end, mark])
+    pieces = [detokenizer.push([token_id]) for token_id in ids]
+    assert "".join(pieces) + detokenizer.flush() == "<|im_start|> é 𝄞<|im_start|><|im_start|>"
+    assert (pieces[0], pieces[1], pieces[-2]) == ("", "<|im_start|>", "")
+    everything = Detokenizer(tokenizer, skip_special_tokens=False, shown=frozenset({mark}))
+    assert everything.push(ids) == tokenizer.decode(ids, skip_special_tokens=False)
