@@ -80,7 +80,7 @@ void keep(const AttentionJob& job, int sequence, int position, int kv_head, bool
     (value ? job.k->keep_value : job.k->keep_key)(&pages.tile, tile, inside % kTile, row);
 }
 
-void attend_piece(const AttentionJob& job, int number, int ahead) {
+void attend_piece(const AttentionJob& job, int number) {
     const std::vector<Piece>& pieces = job.plan->pieces;
     const Piece& piece = pieces[size_t(number)];
     const Shape& shape = job.shape;
@@ -104,9 +104,9 @@ void attend_piece(const AttentionJob& job, int number, int ahead) {
     const int last = part ? piece.split + 1 : pages.split_of(range.end - 1) + 1;
     Pages next = pages;
     int next_first = 0;
-    const bool more = size_t(number + ahead) < pieces.size();
+    const bool more = size_t(number + 1) < pieces.size();
     if (more) {
-        const Piece& then = pieces[size_t(number + ahead)];
+        const Piece& then = pieces[size_t(number + 1)];
         const Range wanted = range_of(job, then);
         next = pages_of(job, then.sequence, then.kv_head, wanted.end);
         next_first = then.split >= 0 ? then.split : next.split_of(wanted.begin);
@@ -151,7 +151,7 @@ struct OperationJob {
     void* out;
     float* scaled;           // [T, Hq, D]
     const int* sequence_of;  // [T]
-    Phases::Slot* slots;
+    Phases::Counter* counters;
 };
 
 void read_row(int type, const void* from, long at, int size, float* to) {
@@ -170,12 +170,12 @@ void write_row(int type, const float* from, int size, void* to, long at) {
     }
 }
 
-void operation_body(void* context, int, int size) {
+void operation_body(void* context, int rank, int size) {
     const OperationJob& job = *static_cast<OperationJob*>(context);
     const SageAttention& shape = *job.shape;
     const SageStep& step = *job.attention.step;
     const int pieces = ceil_div(step.tokens, kPrepareRows);
-    Phases phases(job.slots, size);
+    Phases phases(job.counters, rank, size);
     const auto rows_of = [&](int i, const auto& work) {
         for (int t = i * kPrepareRows; t < smaller(step.tokens, (i + 1) * kPrepareRows); t++) work(t);
     };
@@ -194,7 +194,7 @@ void operation_body(void* context, int, int size) {
             }
         });
     });
-    phases.run(int(job.attention.plan->pieces.size()), [&](int i) { attend_piece(job.attention, i, size); });
+    phases.run(int(job.attention.plan->pieces.size()), [&](int i) { attend_piece(job.attention, i); });
     const int width = shape.heads * shape.value_dim;
     phases.run(pieces, [&](int i) {
         rows_of(i, [&](int t) {
@@ -224,13 +224,13 @@ int sage_attention(int level, int threads, const SageAttention* shape, const Sag
     Arena arena;
     for (int pass = 0; pass < 2; pass++) {
         if (pass == 1 && !arena.allocate()) return -1;
-        job.slots = arena.take<Phases::Slot>(3);
+        job.counters = arena.take<Phases::Counter>(Phases::counters(3, threads));
         job.scaled = arena.take<float>(size_t(step->tokens) * shape->heads * shape->head_dim);
         job.attention.out = arena.take<float>(size_t(step->tokens) * shape->heads * shape->value_dim);
         job.attention.partials = arena.take<float>(size_t(plan.partials) * partial_floats(cut));
     }
     job.attention.q = job.scaled;
-    memset(static_cast<void*>(job.slots), 0, 3 * sizeof(Phases::Slot));
+    memset(static_cast<void*>(job.counters), 0, Phases::counters(3, threads) * sizeof(Phases::Counter));
     on_team(threads, operation_body, &job);
     return 0;
 }

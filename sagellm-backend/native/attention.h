@@ -48,8 +48,7 @@ size_t partial_floats(const Shape& shape);
 
 Pages pages_of(const AttentionJob& job, int sequence, int kv_head, int end);
 
-// `ahead` pieces on is the one that this thread may do next.
-void attend_piece(const AttentionJob& job, int number, int ahead);
+void attend_piece(const AttentionJob& job, int number);
 
 // Join what pieces of one token left, into `out` [Hq, Dv].
 void join_splits(const AttentionJob& job, int token, float* out);

@@ -21,7 +21,7 @@ struct StepJob {
     const SageDecoder* d;
     const SageStep* step;
     float* out;
-    Phases::Slot* slots;
+    Phases::Counter* counters;
     const int* sequence_of;  // [T]
     Buffers b;
     Buffers* own;  // of each thread: rows for few tokens
@@ -60,7 +60,7 @@ void step_body(void* context, int rank, int size) {
         b.of_hidden = job.own[rank].of_hidden;
         b.of_attended = job.own[rank].of_attended;
     }
-    Phases phases(job.slots, size);
+    Phases phases(job.counters, rank, size);
     alignas(64) float buffer[2 * kTileRows * 4 * kLanes];
     std::vector<float> normed(size_t(larger(hidden, width)));
 
@@ -138,7 +138,7 @@ void step_body(void* context, int rank, int size) {
             }
         });
 
-        phases.run(int(plan.pieces.size()), [&](int i) { attend_piece(attention, i, size); });
+        phases.run(int(plan.pieces.size()), [&](int i) { attend_piece(attention, i); });
 
         // Output projection, added to the residual stream in place.
         const auto add = [&](const SageMatrix* m, const Rows* rows, const auto& first) {
@@ -232,7 +232,7 @@ int sage_decoder_run(int level, int threads, const SageDecoder* d, const SageSte
     };
     for (int pass = 0; pass < 2; pass++) {
         if (pass == 1 && !arena.allocate()) return -1;
-        job.slots = arena.take<Phases::Slot>(size_t(phases));
+        job.counters = arena.take<Phases::Counter>(Phases::counters(phases, threads));
         b.x = arena.take<float>(size_t(tokens) * d->hidden);
         b.q = arena.take<float>(size_t(tokens) * width);
         b.attended = arena.take<float>(size_t(tokens) * width);
@@ -250,7 +250,7 @@ int sage_decoder_run(int level, int threads, const SageDecoder* d, const SageSte
         }
     }
     job.own = owned.data();
-    memset(static_cast<void*>(job.slots), 0, size_t(phases) * sizeof(Phases::Slot));
+    memset(static_cast<void*>(job.counters), 0, Phases::counters(phases, threads) * sizeof(Phases::Counter));
     std::vector<int> sequence_of;
     for (int s = 0; s < step->sequences; s++) sequence_of.insert(sequence_of.end(), size_t(step->query_lens[s]), s);
     job.sequence_of = sequence_of.data();

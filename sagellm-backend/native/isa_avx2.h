@@ -6,6 +6,8 @@
 namespace sage {
 namespace {
 
+constexpr int kMostRows = 3, kMostGroups = 1;  // of a tile: sums and accumulators fit the registers
+
 struct Bytes {
     __m256i half[2];
 };
@@ -17,10 +19,14 @@ SAGE_INLINE Bytes load_bytes(const uint8_t* p) {
     const __m256i* v = reinterpret_cast<const __m256i*>(p);
     return {{_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)}};
 }
-SAGE_INLINE __m256i nibbles(__m256i b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
-SAGE_INLINE Bytes low_nibbles(const Bytes& b) { return {{nibbles(b.half[0]), nibbles(b.half[1])}}; }
-SAGE_INLINE Bytes high_nibbles(const Bytes& b) {
-    return {{nibbles(_mm256_srli_epi16(b.half[0], 4)), nibbles(_mm256_srli_epi16(b.half[1], 4))}};
+// Of each byte the bits of `mask`, after moving them up by so many.
+SAGE_INLINE __m256i field(__m256i b, int up, int mask) {
+    const __m256i moved = up == 0 ? b : up > 0 ? _mm256_slli_epi16(b, up) : _mm256_srli_epi16(b, -up);
+    return _mm256_and_si256(moved, _mm256_set1_epi8(char(mask)));
+}
+SAGE_INLINE Bytes field(const Bytes& b, int up, int mask) { return {{field(b.half[0], up, mask), field(b.half[1], up, mask)}}; }
+SAGE_INLINE Bytes either(const Bytes& a, const Bytes& b) {
+    return {{_mm256_or_si256(a.half[0], b.half[0]), _mm256_or_si256(a.half[1], b.half[1])}};
 }
 SAGE_INLINE I16 join(__m256i a, __m256i b) {
     I16 v;
@@ -52,6 +58,11 @@ SAGE_INLINE F16 dot_bf16(F16 acc, U16 w, uint32_t x) {
 SAGE_INLINE F16 load_half(const uint8_t* p) {
     const __m128i* v = reinterpret_cast<const __m128i*>(p);
     return (F16)join((__m256i)_mm256_cvtph_ps(_mm_loadu_si128(v)), (__m256i)_mm256_cvtph_ps(_mm_loadu_si128(v + 1)));
+}
+// 16 signed bytes.
+SAGE_INLINE I16 load_small(const uint8_t* p) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return join(_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
 }
 SAGE_INLINE void store_quants(int8_t* p, F16 x) {
     __m256 a, b;

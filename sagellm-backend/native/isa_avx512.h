@@ -6,16 +6,20 @@
 namespace sage {
 namespace {
 
+constexpr int kMostRows = 6, kMostGroups = 2;  // of a tile: sums and accumulators fit the registers
+
 typedef __m512i Bytes;
 
 // Of attention, what fits the registers beside four queries.
 constexpr int kTilesAtOnce = 4, kDimsAtOnce = 4;
 
 SAGE_INLINE Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-SAGE_INLINE Bytes low_nibbles(Bytes b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
-SAGE_INLINE Bytes high_nibbles(Bytes b) {
-    return _mm512_and_si512(_mm512_srli_epi16(b, 4), _mm512_set1_epi8(15));
+// Of each byte the bits of `mask`, after moving them up by so many.
+SAGE_INLINE Bytes field(Bytes b, int up, int mask) {
+    const Bytes moved = up == 0 ? b : up > 0 ? _mm512_slli_epi16(b, up) : _mm512_srli_epi16(b, -up);
+    return _mm512_and_si512(moved, _mm512_set1_epi8(char(mask)));
 }
+SAGE_INLINE Bytes either(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
 // Of each lane: acc + the sum of 4 products of unsigned bytes w and signed bytes x.
 SAGE_INLINE I16 dot_small(I16 acc, Bytes w, int32_t x) {
     return (I16)_mm512_dpbusd_epi32((__m512i)acc, w, _mm512_set1_epi32(x));
@@ -26,6 +30,10 @@ SAGE_INLINE F16 dot_bf16(F16 acc, U16 w, uint32_t x) {
 }
 SAGE_INLINE F16 load_half(const uint8_t* p) {
     return (F16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+// 16 signed bytes.
+SAGE_INLINE I16 load_small(const uint8_t* p) {
+    return (I16)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 SAGE_INLINE void store_quants(int8_t* p, F16 x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)x)));

@@ -6,6 +6,8 @@
 namespace sage {
 namespace {
 
+constexpr int kMostRows = 2, kMostGroups = 1;  // of a tile: nothing is known of the registers
+
 struct Bytes {
     uint8_t b[64];
 };
@@ -18,13 +20,14 @@ SAGE_INLINE Bytes load_bytes(const uint8_t* p) {
     memcpy(v.b, p, 64);
     return v;
 }
-SAGE_INLINE Bytes low_nibbles(Bytes v) {
-    for (int i = 0; i < 64; i++) v.b[i] &= 15;
+// Of each byte the bits of `mask`, after moving them up by so many.
+SAGE_INLINE Bytes field(Bytes v, int up, int mask) {
+    for (int i = 0; i < 64; i++) v.b[i] = uint8_t((up < 0 ? v.b[i] >> -up : v.b[i] << up) & mask);
     return v;
 }
-SAGE_INLINE Bytes high_nibbles(Bytes v) {
-    for (int i = 0; i < 64; i++) v.b[i] >>= 4;
-    return v;
+SAGE_INLINE Bytes either(Bytes a, const Bytes& b) {
+    for (int i = 0; i < 64; i++) a.b[i] |= b.b[i];
+    return a;
 }
 SAGE_INLINE I16 dot_full(I16 acc, const Bytes& w, int32_t x) {
     int8_t q[4];
@@ -47,6 +50,14 @@ SAGE_INLINE F16 load_half(const uint8_t* p) {
     const U16 h = __builtin_convertvector(*reinterpret_cast<const H16u*>(p), U16);
     const F16 magnitude = (F16)((h & 0x7fffu) << 13) * 5.192296858534828e33f;
     return (F16)((U16)magnitude | ((h & 0x8000u) << 16));
+}
+// 16 signed bytes.
+SAGE_INLINE I16 load_small(const uint8_t* p) {
+    int32_t v[16];
+    for (int i = 0; i < 16; i++) v[i] = int8_t(p[i]);
+    I16 to;
+    memcpy(&to, v, 64);
+    return to;
 }
 SAGE_INLINE void store_quants(int8_t* p, F16 x) {
     for (int i = 0; i < 16; i++) p[i] = int8_t(lrintf(x[i]));

@@ -24,7 +24,7 @@ struct LinearJob {
     int type, out_type, tokens;
     const void* x;
     void* out;
-    Phases::Slot* slots;
+    Phases::Counter* counters;
     Rows shared;
     Rows* own;  // of each thread
 };
@@ -33,7 +33,7 @@ void linear_body(void* context, int rank, int size) {
     const LinearJob& job = *static_cast<LinearJob*>(context);
     const SageMatrix* m = job.m;
     const int cols = m->cols;
-    Phases phases(job.slots, size);
+    Phases phases(job.counters, rank, size);
     std::vector<float> wide(job.type == SAGE_TYPE_BF16 ? size_t(kPrepareRows) * cols : 0);
     const auto prepare = [&](int first, int last, Rows* rows) {
         for (int row = first; row < last; row += kPrepareRows) {
@@ -92,7 +92,7 @@ int sage_linear(int level, int threads, const SageMatrix* matrix, int type, cons
     Arena arena;
     for (int pass = 0; pass < 2; pass++) {
         if (pass == 1 && !arena.allocate()) return -1;
-        job.slots = arena.take<Phases::Slot>(2);
+        job.counters = arena.take<Phases::Counter>(Phases::counters(2, threads));
         if (tokens <= kPrivateRows) {
             for (Rows& rows : own) rows = take_rows(arena, matrix->kind, tokens, matrix->cols);
         } else {
@@ -100,7 +100,7 @@ int sage_linear(int level, int threads, const SageMatrix* matrix, int type, cons
         }
     }
     job.own = own.data();
-    memset(static_cast<void*>(job.slots), 0, 2 * sizeof(Phases::Slot));
+    memset(static_cast<void*>(job.counters), 0, Phases::counters(2, threads) * sizeof(Phases::Counter));
     on_team(threads, linear_body, &job);
     return 0;
 }

@@ -8,24 +8,161 @@
 namespace sage {
 namespace {
 
-constexpr size_t kBytes[] = {18, 20, 34};  // a GGUF block of 32: Q4_0, Q4_1, Q8_0
+constexpr int kMostSpan = 8;
+constexpr uint32_t kOnes = 0x01010101;
 
-void pack_quants(int kind, const uint8_t* row, int cols, uint8_t* group, int lane) {
-    const Layout at(kind, cols);
-    for (int b = 0; b < cols / kBlock; b++, row += kBytes[kind]) {
-        memcpy(group + b * at.block + at.quants + lane * 2, row, 2);
-        const uint8_t* q = row + 2;
-        if (kind == SAGE_Q4_1) {
-            memcpy(group + b * at.block + at.quants + 32 + lane * 2, q, 2);
-            q += 2;
+// What one block of GGUF's holds: one row of a span.
+struct Span {
+    uint8_t scale[2], offset[2];  // float16
+    uint8_t small[kMostSpan][2];  // as Layout::kSmall wants a lane's
+    uint32_t quants[kMostSpan][8];  // of each block of 32 columns: 4 columns a word, a byte each
+};
+
+// -- GGUF's blocks ----------------------------------------------------------------------------------------------------
+
+uint32_t word(const uint8_t* p, int index) {
+    uint32_t w;
+    memcpy(&w, p + 4 * index, 4);
+    return w;
+}
+
+// Four bits to the lowest of four bytes.
+uint32_t spread(uint32_t four) { return (four * 0x00204081u) & kOnes; }
+
+// Bits `at` to `at + bits` of each byte.
+uint32_t bits_of(uint32_t w, int at, int bits) { return (w >> at) & (kOnes * ((1u << bits) - 1)); }
+
+void read_nibbles(const uint8_t* p, uint32_t (&quants)[8]) {
+    for (int j = 0; j < 4; j++) {
+        quants[j] = bits_of(word(p, j), 0, 4);
+        quants[j + 4] = bits_of(word(p, j), 4, 4);
+    }
+}
+
+void read_q4(const uint8_t* p, bool offset, bool fifth, Span* to) {
+    memcpy(to->scale, p, 2);
+    if (offset) memcpy(to->offset, p + 2, 2);
+    p += offset ? 4 : 2;
+    read_nibbles(p + (fifth ? 4 : 0), to->quants[0]);
+    if (!fifth) return;
+    for (int j = 0; j < 8; j++) to->quants[0][j] |= spread((word(p, 0) >> (4 * j)) & 15) << 4;
+}
+
+void read_q8_0(const uint8_t* p, Span* to) {
+    memcpy(to->scale, p, 2);
+    // Kept unsigned, 128 up, as the dot product of bytes wants one side.
+    for (int j = 0; j < 8; j++) to->quants[0][j] = word(p + 2, j) ^ 0x80808080u;
+}
+
+void read_q2_k(const uint8_t* p, Span* to) {
+    memcpy(to->small, p, 16);
+    memcpy(to->scale, p + 80, 2);
+    memcpy(to->offset, p + 82, 2);
+    for (int b = 0; b < 8; b++) {
+        for (int j = 0; j < 8; j++) to->quants[b][j] = bits_of(word(p + 16 + b / 4 * 32, j), 2 * (b % 4), 2);
+    }
+}
+
+void read_q3_k(const uint8_t* p, Span* to) {
+    memcpy(to->scale, p + 108, 2);
+    const uint8_t* packed = p + 96;
+    for (int i = 0; i < 16; i++) {
+        // The low four bits of a scale are half of one of 8 bytes, the high two a quarter of one of the next 4.
+        const int low = (packed[i % 8] >> (i / 8 * 4)) & 15, high = (packed[8 + i % 4] >> (i / 4 * 2)) & 3;
+        to->small[i / 2][i % 2] = uint8_t((low | high << 4) - 32);
+    }
+    for (int b = 0; b < 8; b++) {
+        for (int j = 0; j < 8; j++) {
+            to->quants[b][j] = bits_of(word(p + 32 + b / 4 * 32, j), 2 * (b % 4), 2) | bits_of(word(p, j), b, 1) << 2;
         }
-        uint8_t* to = group + b * at.block + lane * 4;
-        if (kind == SAGE_Q8_0) {
-            // Kept unsigned, 128 up, as the dot product of bytes wants one side.
-            for (int i = 0; i < 32; i++) to[(i / 4) * 64 + i % 4] = q[i] ^ 0x80;
-        } else {
-            for (int z = 0; z < 4; z++) memcpy(to + z * 64, q + z * 4, 4);
+    }
+}
+
+void read_q4_k(const uint8_t* p, bool fifth, Span* to) {
+    memcpy(to->scale, p, 2);
+    memcpy(to->offset, p + 2, 2);
+    const uint8_t* packed = p + 4;
+    for (int b = 0; b < 4; b++) {
+        // Six bits each; of the last four blocks, four in bytes 8 to 11 and two on top of the first four's.
+        to->small[b][0] = packed[b] & 63;
+        to->small[b][1] = packed[b + 4] & 63;
+        to->small[b + 4][0] = uint8_t((packed[b + 8] & 15) | packed[b] >> 6 << 4);
+        to->small[b + 4][1] = uint8_t(packed[b + 8] >> 4 | packed[b + 4] >> 6 << 4);
+    }
+    const uint8_t* nibbles = p + (fifth ? 48 : 16);
+    for (int b = 0; b < 8; b++) {
+        for (int j = 0; j < 8; j++) {
+            to->quants[b][j] = bits_of(word(nibbles + b / 2 * 32, j), 4 * (b % 2), 4);
+            if (fifth) to->quants[b][j] |= bits_of(word(p + 16, j), b, 1) << 4;
         }
+    }
+}
+
+void read_q6_k(const uint8_t* p, Span* to) {
+    memcpy(to->small, p + 192, 16);
+    memcpy(to->scale, p + 208, 2);
+    for (int b = 0; b < 8; b++) {
+        const uint8_t* nibbles = p + b / 4 * 64 + b % 2 * 32;
+        for (int j = 0; j < 8; j++) {
+            to->quants[b][j] = bits_of(word(nibbles, j), b % 4 / 2 * 4, 4) | bits_of(word(p + 128 + b / 4 * 32, j), 2 * (b % 4), 2) << 4;
+        }
+    }
+}
+
+// Bytes of a block, by SageKind.
+constexpr size_t kBytes[] = {0, 18, 20, 22, 24, 34, 84, 110, 144, 176, 210};
+
+void read_span(int kind, const uint8_t* p, Span* to) {
+    switch (kind) {
+        case SAGE_Q4_0: read_q4(p, false, false, to); break;
+        case SAGE_Q4_1: read_q4(p, true, false, to); break;
+        case SAGE_Q5_0: read_q4(p, false, true, to); break;
+        case SAGE_Q5_1: read_q4(p, true, true, to); break;
+        case SAGE_Q8_0: read_q8_0(p, to); break;
+        case SAGE_Q2_K: read_q2_k(p, to); break;
+        case SAGE_Q3_K: read_q3_k(p, to); break;
+        case SAGE_Q4_K: read_q4_k(p, false, to); break;
+        case SAGE_Q5_K: read_q4_k(p, true, to); break;
+        default: read_q6_k(p, to); break;
+    }
+}
+
+// -- one lane of a group ----------------------------------------------------------------------------------------------
+
+// Where word j of a block's quants has its bits, of a plane of so many bits each: vector and lowest bit.
+struct Place {
+    int vector, bit;
+    Place(int bits, int j)
+        : vector(bits == 8 ? j : bits == 4 ? j % 4 : bits == 2 ? j / 4 : 0),
+          bit(bits == 8 ? 0 : bits == 4 ? j / 4 * 4 : bits == 2 ? j % 4 * 2 : j) {}
+};
+
+void store_plane(const uint32_t (&quants)[8], int at, int bits, uint8_t* lane) {
+    uint32_t words[8] = {};
+    for (int j = 0; j < 8; j++) {
+        const Place place(bits, j);
+        words[place.vector] |= bits_of(quants[j], at, bits) << place.bit;
+    }
+    for (int v = 0; v < bits; v++) memcpy(lane + v * 64, words + v, 4);
+}
+
+void load_plane(const uint8_t* lane, int at, int bits, uint32_t (&quants)[8]) {
+    for (int j = 0; j < 8; j++) {
+        const Place place(bits, j);
+        quants[j] |= bits_of(word(lane + place.vector * 64, 0), place.bit, bits) << at;
+    }
+}
+
+void store_span(int kind, const Layout& at, const Span& from, uint8_t* span, int lane) {
+    const Format& f = kFormats[kind];
+    memcpy(span + lane * 2, from.scale, 2);
+    if (f.offsets) memcpy(span + 32 + lane * 2, from.offset, 2);
+    for (int b = 0; b < f.span; b++) {
+        uint8_t* small = span + at.small + b * Layout::kSmall + lane;
+        if (f.span > 1) small[0] = from.small[b][0], small[kLanes] = from.small[b][1];
+        uint8_t* to = span + at.quants + b * at.block + lane * 4;
+        store_plane(from.quants[b], 0, f.low, to);
+        if (f.high > 0) store_plane(from.quants[b], f.low, f.high, to + f.low * 64);
     }
 }
 
@@ -37,13 +174,52 @@ float half_to_float(const uint8_t* p) {
     return h & 0x8000 ? -magnitude : magnitude;
 }
 
-void pack_bf16(int source, const void* rows, int index, int cols, uint8_t* group, int lane) {
+// The elements of a span's row.
+void expand_span(int kind, const Layout& at, const uint8_t* span, int lane, float* out) {
+    const Format& f = kFormats[kind];
+    const float d = half_to_float(span + lane * 2), m = f.offsets ? half_to_float(span + 32 + lane * 2) : 0.0f;
+    for (int b = 0; b < f.span; b++) {
+        const uint8_t* from = span + at.quants + b * at.block + lane * 4;
+        uint32_t quants[8] = {};
+        load_plane(from, 0, f.low, quants);
+        if (f.high > 0) load_plane(from + f.low * 64, f.low, f.high, quants);
+        const uint8_t* small = span + at.small + b * Layout::kSmall + lane;
+        for (int i = 0; i < kBlock; i++) {
+            float scale = d, offset = m;
+            if (f.span > 1) {
+                const uint8_t own = small[f.parts == 2 ? i / 16 * kLanes : 0];
+                if (f.parts == 2 && f.offsets) {
+                    scale = d * float(own & 15), offset = -m * float(own >> 4);
+                } else {
+                    scale = d * float(int8_t(own));
+                    if (f.offsets) offset = -m * float(small[kLanes]);
+                }
+            }
+            out[b * kBlock + i] = scale * float(int((quants[i / 4] >> (i % 4 * 8)) & 255) - f.zero) + offset;
+        }
+    }
+}
+
+void pack_bf16(int type, const void* rows, int index, int cols, uint8_t* group, int lane) {
     uint16_t* to = reinterpret_cast<uint16_t*>(group);
     for (int k = 0; k < cols; k++) {
-        const uint16_t h = source == SAGE_FROM_BF16 ? static_cast<const uint16_t*>(rows)[long(index) * cols + k]
-                                                    : to_bf16(static_cast<const float*>(rows)[long(index) * cols + k]);
+        const uint16_t h = type == SAGE_TYPE_BF16 ? static_cast<const uint16_t*>(rows)[long(index) * cols + k]
+                                                  : to_bf16(static_cast<const float*>(rows)[long(index) * cols + k]);
         to[(k / 2) * 32 + lane * 2 + k % 2] = h;
     }
+}
+
+void embed(const SageSegment& s, int cols, int row, float* out) {
+    const Layout at(s.kind, cols);
+    const uint8_t* group = s.data + size_t(row / kLanes) * at.group;
+    const int lane = row % kLanes;
+    if (s.kind == SAGE_BF16) {
+        const uint16_t* from = reinterpret_cast<const uint16_t*>(group);
+        for (int k = 0; k < cols; k++) out[k] = from_bf16(from[(k / 2) * 32 + lane * 2 + k % 2]);
+        return;
+    }
+    const int width = kFormats[s.kind].span * kBlock;
+    for (int i = 0; i < cols / width; i++) expand_span(s.kind, at, group + i * at.span, lane, out + i * width);
 }
 
 }  // namespace
@@ -51,48 +227,31 @@ void pack_bf16(int source, const void* rows, int index, int cols, uint8_t* group
 
 using namespace sage;
 
-size_t sage_matrix_bytes(int kind, int rows, int cols) { return Layout(kind, cols).group * size_t(groups_of(rows)); }
+size_t sage_packed_bytes(int kind, int rows, int cols) { return Layout(kind, cols).group * size_t(groups_of(rows)); }
 
-int sage_pack(const SageMatrix* m, uint8_t* data, int source, const void* rows, int first, int count) {
-    if (m->kind != SAGE_BF16 && source != m->kind) return -1;
-    if (m->kind == SAGE_BF16 && source != SAGE_FROM_BF16 && source != SAGE_FROM_F32) return -1;
-    const Layout at(m->kind, m->cols);
+void sage_pack(int kind, int cols, uint8_t* data, int type, const void* rows, int first, int count) {
+    const Layout at(kind, cols);
+    const uint8_t* from = static_cast<const uint8_t*>(rows);
     for (int i = 0; i < count; i++) {
-        const int row = first + i;
-        uint8_t* group = data + size_t(row / kLanes) * at.group;
-        if (m->kind == SAGE_BF16) {
-            pack_bf16(source, rows, i, m->cols, group, row % kLanes);
-        } else {
-            const size_t bytes = size_t(m->cols / kBlock) * kBytes[m->kind];
-            pack_quants(m->kind, static_cast<const uint8_t*>(rows) + i * bytes, m->cols, group, row % kLanes);
+        const int lane = (first + i) % kLanes;
+        uint8_t* group = data + size_t((first + i) / kLanes) * at.group;
+        if (kind == SAGE_BF16) {
+            pack_bf16(type, rows, i, cols, group, lane);
+            continue;
+        }
+        Span span{};
+        for (int b = 0; b < cols / (kFormats[kind].span * kBlock); b++, from += kBytes[kind]) {
+            read_span(kind, from, &span);
+            store_span(kind, at, span, group + b * at.span, lane);
         }
     }
-    return 0;
 }
 
 void sage_embedding(const SageMatrix* m, const int32_t* ids, int tokens, float* out) {
-    const Layout at(m->kind, m->cols);
     for (int t = 0; t < tokens; t++, out += m->cols) {
-        const uint8_t* group = m->data + size_t(ids[t] / kLanes) * at.group;
-        const int lane = ids[t] % kLanes;
-        if (m->kind == SAGE_BF16) {
-            const uint16_t* from = reinterpret_cast<const uint16_t*>(group);
-            for (int k = 0; k < m->cols; k++) out[k] = from_bf16(from[(k / 2) * 32 + lane * 2 + k % 2]);
-            continue;
-        }
-        for (int b = 0; b < m->cols / kBlock; b++) {
-            const float d = half_to_float(group + b * at.block + at.quants + lane * 2);
-            const float offset = m->kind == SAGE_Q4_1 ? half_to_float(group + b * at.block + at.quants + 32 + lane * 2) : 0.0f;
-            const uint8_t* q = group + b * at.block + lane * 4;
-            float* to = out + b * kBlock;
-            for (int i = 0; i < 32; i++) {
-                if (m->kind == SAGE_Q8_0) {
-                    to[i] = d * float(int(q[(i / 4) * 64 + i % 4]) - 128);
-                } else {
-                    const int nibble = (q[(i % 16) / 4 * 64 + i % 4] >> (i < 16 ? 0 : 4)) & 15;
-                    to[i] = m->kind == SAGE_Q4_1 ? d * float(nibble) + offset : d * float(nibble - 8);
-                }
-            }
-        }
+        int row = ids[t];
+        const SageSegment* s = m->segment;
+        for (; row >= s->rows; s++) row -= s->rows;
+        embed(*s, m->cols, row, out);
     }
 }

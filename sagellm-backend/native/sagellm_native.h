@@ -14,24 +14,41 @@ extern "C" {
 #define SAGE_API __attribute__((visibility("default")))
 #define SAGE_ABI 2
 
-// How a matrix is kept. Rows are interleaved in groups of 16, so that one vector holds the same columns of 16 rows.
-enum SageKind { SAGE_Q4_0 = 0, SAGE_Q4_1 = 1, SAGE_Q8_0 = 2, SAGE_BF16 = 3 };
-
-// What bytes a checkpoint holds: the kinds above as GGUF lays them out, and plain numbers.
-enum SageSource { SAGE_FROM_Q4_0 = 0, SAGE_FROM_Q4_1 = 1, SAGE_FROM_Q8_0 = 2, SAGE_FROM_BF16 = 3, SAGE_FROM_F32 = 4 };
+// How rows are kept: as GGUF's blocks of that name, or as numbers. They are interleaved in groups of 16, so that one vector
+// holds the same columns of 16 rows.
+enum SageKind {
+    SAGE_BF16 = 0,
+    SAGE_Q4_0 = 1,
+    SAGE_Q4_1 = 2,
+    SAGE_Q5_0 = 3,
+    SAGE_Q5_1 = 4,
+    SAGE_Q8_0 = 5,
+    SAGE_Q2_K = 6,
+    SAGE_Q3_K = 7,
+    SAGE_Q4_K = 8,
+    SAGE_Q5_K = 9,
+    SAGE_Q6_K = 10,
+};
 
 enum SageType { SAGE_TYPE_F32 = 0, SAGE_TYPE_BF16 = 1, SAGE_TYPE_I8 = 2 };
 
 // Instruction sets, each a superset of the one before.
 enum SageLevel { SAGE_PORTABLE = 0, SAGE_AVX2 = 1, SAGE_AVX512 = 2 };
 
+// Rows of one kind.
 typedef struct {
     int32_t kind;         // SageKind
-    int32_t rows;         // O
-    int32_t cols;         // E
-    int32_t unused;
-    const uint8_t* data;  // sage_matrix_bytes, aligned to 64
-    const float* bias;    // [O] or null
+    int32_t rows;         // a multiple of 16, except in a matrix's last
+    const uint8_t* data;  // sage_packed_bytes, aligned to 64
+} SageSegment;
+
+typedef struct {
+    int32_t kind;          // of the first segment; either all are BF16 or none is, so it says how activations meet them
+    int32_t rows;          // O, of all segments
+    int32_t cols;          // E
+    int32_t segments;
+    const SageSegment* segment;
+    const float* bias;     // [O] or null
 } SageMatrix;
 
 typedef struct {
@@ -89,9 +106,9 @@ SAGE_API int sage_best_level(void);
 // Entry points of the OpenMP runtime whose threads are to be shared; without them everything runs on the caller.
 SAGE_API void sage_use_openmp(void* gomp_parallel, void* omp_get_thread_num, void* omp_get_num_threads);
 
-SAGE_API size_t sage_matrix_bytes(int kind, int rows, int cols);
-// Lay `count` rows of a checkpoint's bytes out as rows `first`.. of a matrix; bf16 takes any source, others their own.
-SAGE_API int sage_pack(const SageMatrix* matrix, uint8_t* data, int source, const void* rows, int first, int count);
+SAGE_API size_t sage_packed_bytes(int kind, int rows, int cols);
+// Lay `count` rows out as rows `first`.. of a segment. They are GGUF's blocks, or for BF16 numbers of a SageType.
+SAGE_API void sage_pack(int kind, int cols, uint8_t* data, int type, const void* rows, int first, int count);
 
 // out = x @ matrix.T + bias: [T, E] to [T, O].
 SAGE_API int sage_linear(int level, int threads, const SageMatrix* matrix, int type, const void* x, int tokens,

@@ -48,7 +48,7 @@ inline Rows take_rows(Arena& arena, int kind, int tokens, int cols) {
     rows.q = arena.take<int8_t>(blocks * kBlock);
     rows.d = arena.take<float>(blocks);
     rows.ds = arena.take<float>(blocks);
-    rows.sum = arena.take<int32_t>(blocks);
+    rows.sum = arena.take<int32_t>(2 * blocks);
     return rows;
 }
 

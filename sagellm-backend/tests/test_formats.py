@@ -11,6 +11,7 @@ from sagellm_backend import cpu, formats
 from sagellm_protocol.backend import BLOCK_ELEMENTS, RawWeight, WeightFormat, WeightUse
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
+from weights import HALVES
 
 
 def random_bytes(kind, rows, blocks, seed=0):
@@ -20,24 +21,9 @@ def random_bytes(kind, rows, blocks, seed=0):
     if kind in (WeightFormat.F32, WeightFormat.BF16, WeightFormat.F16):
         data[..., -1] &= 0xBF
     else:
-        for at in SCALES[kind]:
+        for at in HALVES[kind]:
             data[..., at + 1] &= 0xBF
     return data.reshape(rows, -1)
-
-
-SCALES = {
-    WeightFormat.Q4_0: [0],
-    WeightFormat.Q4_1: [0, 2],
-    WeightFormat.Q5_0: [0],
-    WeightFormat.Q5_1: [0, 2],
-    WeightFormat.Q8_0: [0],
-    WeightFormat.Q2_K: [80, 82],
-    WeightFormat.Q3_K: [108],
-    WeightFormat.Q4_K: [0, 2],
-    WeightFormat.Q5_K: [0, 2],
-    WeightFormat.Q6_K: [208],
-}
-"""Where the float16 fields of a block begin."""
 
 
 def theirs(data, kind):

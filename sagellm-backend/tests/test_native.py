@@ -9,15 +9,14 @@ import torch
 from sagellm_backend import cpu, formats, reference
 from sagellm_backend.cpu import CpuBackend, native
 from sagellm_backend.cpu.native.library import AVX2, AVX512, PORTABLE
-from sagellm_protocol.backend import AttentionBatch, FusableUnit, KVSpec, RawWeight, RopeSpec, WeightFormat, WeightUse
+from sagellm_protocol.backend import AttentionBatch, FusableUnit, KVSpec, RopeSpec, WeightFormat, WeightUse
 from sagellm_protocol.devices import DType
-from sagellm_protocol.errors import ErrorCode, SageLLMError
-from weights import f32
+from sagellm_protocol.errors import SageLLMError
+from weights import blocks, f32, raw_weight
 
 kernels = native.load()
 pytestmark = pytest.mark.skipif(kernels is None, reason="the package was built without native kernels")
 LEVELS = [level for level in (PORTABLE, AVX2, AVX512) if kernels is not None and level <= kernels.level]
-BLOCK_BYTES = {WeightFormat.Q4_0: 18, WeightFormat.Q4_1: 20, WeightFormat.Q8_0: 34}
 HIDDEN, INNER, HEADS, KV_HEADS, DIM, VOCABULARY, LAYERS = 96, 160, 6, 2, 16, 50, 3
 
 
@@ -33,108 +32,32 @@ def threads():
     torch.set_num_threads(before)
 
 
-def blocks(kind: WeightFormat, rows: int, cols: int, seed: int = 0) -> RawWeight:
-    """Random blocks of a format, with scales such that elements are of the order of 0.1."""
-    dice = np.random.default_rng(seed)
-    raw = dice.integers(0, 256, (rows, cols // 32, BLOCK_BYTES[kind]), dtype=np.uint8)
-    span = 2e-3 if kind is WeightFormat.Q8_0 else 2e-2
-    scale = (dice.random((rows, cols // 32), dtype=np.float32) * span).astype(np.float16)
-    raw[..., :2] = scale[..., None].view(np.uint8)
-    if kind is WeightFormat.Q4_1:
-        offset = (dice.random((rows, cols // 32), dtype=np.float32) * -0.15).astype(np.float16)
-        raw[..., 2:4] = offset[..., None].view(np.uint8)
-    return RawWeight("random", kind.value, (rows, cols), raw.tobytes())
-
-
-def raw_weight(kind: WeightFormat, rows: int, cols: int, seed: int = 0) -> RawWeight:
-    return blocks(kind, rows, cols, seed) if kind in BLOCK_BYTES else f32(rows, cols, seed=seed, scale=0.1)
-
-
-def quantized(x: torch.Tensor) -> torch.Tensor:
-    """Activations as the kernels take them: 8 bits by blocks of 32."""
-    split = x.float().unflatten(1, (-1, 32))
-    largest = split.abs().amax(-1, keepdim=True)
-    return (split * (127 / largest)).round().mul(largest / 127).flatten(1)
-
-
-def pack(*parts: RawWeight, bias: torch.Tensor | None = None) -> native.NativeMatrix:
-    stored = [(part, WeightFormat(part.format)) for part in parts]
-    return native.NativeMatrix(kernels, native.MatrixStore(), stored, bias)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("kind", [*BLOCK_BYTES, WeightFormat.F32])
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 6, 7, 11, 101])
-def test_linear_multiplies_what_the_blocks_hold(level, kind, rows, threads):
-    parts = [raw_weight(kind, 37, 96, 1), raw_weight(kind, 5, 96, 2)]
-    bias = torch.randn(42)
-    matrix = pack(*parts, bias=bias)
-    assert matrix.quantized is (kind in BLOCK_BYTES)
-    x = torch.randn(rows, 96)
-    truth = torch.cat([formats.expand(part, kind, torch.float32) for part in parts])
-    met, truth = (quantized(x), truth) if kind in BLOCK_BYTES else (x.bfloat16().float(), truth.bfloat16().float())
-    for count in (1, 2):
-        threads(count)
-        torch.testing.assert_close(matrix.linear(x, level), met @ truth.T + bias, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_linear_takes_rows_that_are_no_whole_blocks_when_weights_are_plain(level):
-    matrix = pack(f32(33, 47, seed=1))
-    x = torch.randn(3, 47)
-    truth = formats.expand(f32(33, 47, seed=1), WeightFormat.F32, torch.bfloat16).float()
-    torch.testing.assert_close(matrix.linear(x, level), x.bfloat16().float() @ truth.T, rtol=1e-4, atol=1e-4)
-
-
-def test_parts_of_different_formats_are_stacked_as_bf16():
-    parts = [blocks(WeightFormat.Q4_0, 17, 64), blocks(WeightFormat.Q8_0, 9, 64)]
-    matrix = pack(*parts)
-    truth = torch.cat([formats.expand(p, WeightFormat(p.format), torch.float32) for p in parts]).bfloat16().float()
-    assert not matrix.quantized
-    x = torch.randn(2, 64).bfloat16().float()
-    torch.testing.assert_close(matrix.linear(x), x @ truth.T, rtol=1e-4, atol=1e-4)
-
-
-def test_quantised_weights_take_no_more_bytes_than_their_file():
-    for kind in BLOCK_BYTES:
-        raw = blocks(kind, 64, 96)
-        assert pack(raw).nbytes == len(raw.data)
-
-
-@pytest.mark.parametrize("kind", [*BLOCK_BYTES, WeightFormat.F32])
-def test_a_table_gives_back_exactly_what_was_packed(kind):
-    raw = raw_weight(kind, 37, 64)
-    ids = torch.tensor([0, 36, 16, 15])
-    truth = formats.expand(raw, kind, torch.float32)
-    truth = truth if kind in BLOCK_BYTES else truth.bfloat16().float()
-    assert torch.equal(pack(raw).rows(ids, torch.float32), truth[ids])
-    with pytest.raises(SageLLMError, match="37") as caught:
-        pack(raw).rows(torch.tensor([37]), torch.float32)
-    assert caught.value.code is ErrorCode.INVALID_REQUEST
-
-
 class Decoder:
     """A small decoder's weights, packed by two backends, and its operations one by one on the readable one."""
 
-    def __init__(self, kind=WeightFormat.Q4_1, *, qk_norm=False, bias=False, windows=(None,) * LAYERS, rope=None):
+    def __init__(
+        self, kind=WeightFormat.Q4_1, *, kinds=None, hidden=HIDDEN, inner=INNER, embedding=WeightFormat.Q8_0,
+        qk_norm=False, bias=False, windows=(None,) * LAYERS, rope=None,
+    ):  # fmt: skip
         self.truth = reference.create(dtype="bfloat16", threads=1)
         self.fast = CpuBackend(DType.BFLOAT16, kernels)
         self.rope = rope or RopeSpec(tuple(100.0 ** (-i / (DIM // 2)) for i in range(DIM // 2)), DIM)
         self.windows = windows
-        self.raws = {"embedding": ([raw_weight(WeightFormat.Q8_0, VOCABULARY, HIDDEN, 9)], [])}
-        vectors = {"norm": HIDDEN}
+        self.raws = {"embedding": ([raw_weight(embedding, VOCABULARY, hidden, 9)], [])}
+        vectors = {"norm": hidden}
         for i in range(LAYERS):
             at = f"layers.{i}."
             shapes = {
-                "qkv": [(HEADS * DIM, HIDDEN), (KV_HEADS * DIM, HIDDEN), (KV_HEADS * DIM, HIDDEN)],
-                "out": [(HIDDEN, HEADS * DIM)],
-                "gate_up": [(INNER, HIDDEN), (INNER, HIDDEN)],
-                "down": [(HIDDEN, INNER)],
+                "qkv": [(HEADS * DIM, hidden), (KV_HEADS * DIM, hidden), (KV_HEADS * DIM, hidden)],
+                "out": [(hidden, HEADS * DIM)],
+                "gate_up": [(inner, hidden), (inner, hidden)],
+                "down": [(hidden, inner)],
             }
             for role, parts in shapes.items():
-                raws = [raw_weight(kind, *shape, seed=31 * i + n) for n, shape in enumerate(parts)]
+                stored = kinds[role] if kinds else [kind] * len(parts)
+                raws = [raw_weight(stored[n], *shape, seed=31 * i + n) for n, shape in enumerate(parts)]
                 self.raws[at + role] = (raws, [f32(shape[0], seed=7 + i) for shape in parts] if bias else [])
-            vectors.update({at + "input_norm": HIDDEN, at + "post_norm": HIDDEN})
+            vectors.update({at + "input_norm": hidden, at + "post_norm": hidden})
             if qk_norm:
                 vectors.update({at + "q_norm": DIM, at + "k_norm": DIM})
         dice = torch.Generator().manual_seed(5)
@@ -211,6 +134,17 @@ SHAPES = {
     "q4_0": {"kind": WeightFormat.Q4_0},
     "q8_0": {"kind": WeightFormat.Q8_0},
     "bf16": {"kind": WeightFormat.F32},
+    "mixed as in Q4_K_M": {
+        "hidden": 256,
+        "inner": 512,
+        "embedding": WeightFormat.Q6_K,
+        "kinds": {
+            "qkv": [WeightFormat.Q4_K, WeightFormat.Q4_K, WeightFormat.Q6_K],
+            "out": [WeightFormat.Q5_0],  # of rows that are no whole blocks of 256
+            "gate_up": [WeightFormat.Q4_K, WeightFormat.Q5_K],
+            "down": [WeightFormat.Q6_K],
+        },
+    },
     "head norms and biases": {"qk_norm": True, "bias": True},
     "windows": {"windows": (None, 5, None)},
     "interleaved": {"rope": RopeSpec((1.0, 0.3, 0.1), 6, interleaved=True, attention_factor=1.1)},
@@ -344,7 +278,7 @@ def test_an_id_the_table_does_not_have_is_refused():
 def test_the_backend_says_which_build_it_uses_and_computes_without_one():
     with_kernels, without = CpuBackend(DType.BFLOAT16, kernels), CpuBackend(DType.BFLOAT16)
     assert with_kernels.capabilities().native_kernels == kernels.build
-    assert set(with_kernels.capabilities().kept_quantized) == {kind.value for kind in BLOCK_BYTES}
+    assert set(with_kernels.capabilities().kept_quantized) == {kind.value for kind in native.KINDS}
     assert without.capabilities().native_kernels is None
     assert without.capabilities().fused_units == without.capabilities().kept_quantized == ()
     raw, x = blocks(WeightFormat.Q4_1, 40, 64), torch.randn(3, 64).bfloat16()

@@ -28,9 +28,10 @@ class Library:
     def __init__(self, handle: ctypes.CDLL) -> None:
         self.handle = handle
         self.level = int(handle.sage_best_level())
-        handle.sage_matrix_bytes.restype = ctypes.c_size_t
-        handle.sage_matrix_bytes.argtypes = [ctypes.c_int] * 3
+        handle.sage_packed_bytes.restype = ctypes.c_size_t
+        handle.sage_packed_bytes.argtypes = [ctypes.c_int] * 3
         handle.sage_tile_bytes.restype = ctypes.c_size_t
+        handle.sage_pack.restype = None
         handle.sage_embedding.restype = None
         runtime = _torch_openmp()
         if runtime is not None:

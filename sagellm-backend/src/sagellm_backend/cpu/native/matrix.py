@@ -1,7 +1,7 @@
 """Packed matrices: a checkpoint's blocks interleaved once, without loss, and multiplied as they are.
 
-Block formats stay quantised; activations are quantised to 8 bits by blocks of 32 as they meet them. Anything else
-becomes BF16. Knows nothing of layers.
+Block formats stay quantised, each part of a matrix in its own; activations are quantised to 8 bits by blocks of 32 as
+they meet them. Anything else becomes BF16. Knows nothing of layers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,25 @@ from sagellm_protocol.backend import RawWeight, WeightFormat
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .library import Library
-from .structs import Matrix
+from .structs import Matrix, Segment
 
-KINDS: Mapping[WeightFormat, int] = {WeightFormat.Q4_0: 0, WeightFormat.Q4_1: 1, WeightFormat.Q8_0: 2}
+KINDS: Mapping[WeightFormat, int] = {
+    WeightFormat.Q4_0: 1,
+    WeightFormat.Q4_1: 2,
+    WeightFormat.Q5_0: 3,
+    WeightFormat.Q5_1: 4,
+    WeightFormat.Q8_0: 5,
+    WeightFormat.Q2_K: 6,
+    WeightFormat.Q3_K: 7,
+    WeightFormat.Q4_K: 8,
+    WeightFormat.Q5_K: 9,
+    WeightFormat.Q6_K: 10,
+}
 """Formats that stay quantised, with their number in the C interface."""
-BF16 = 3
-_FROM_F32 = 4
+BF16 = 0
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_GROUP = 16
+"""Rows that are interleaved: a format may give way to another only between groups."""
 _CHUNK = 64 << 20
 
 
@@ -69,25 +81,29 @@ class NativeMatrix:
         parts: Sequence[tuple[RawWeight, WeightFormat]],
         bias: torch.Tensor | None,
     ) -> None:
-        rows, cols = sum(math.prod(raw.shape[:-1]) for raw, _ in parts), parts[0][0].shape[-1]
-        self.shape = (rows, cols)
-        stored = {kind for _, kind in parts}
-        kind = KINDS.get(next(iter(stored)), BF16) if len(stored) == 1 else BF16
+        cols = parts[0][0].shape[-1]
+        segments = _segments(parts)
         self._library = library
-        self._data = store.take(library.handle.sage_matrix_bytes(kind, rows, cols))
+        self._packed: list[NDArray[np.uint8]] = []
+        self._segments = (Segment * len(segments))()
+        for place, (kind, members) in enumerate(segments):
+            rows = sum(map(_rows, members))
+            data = store.take(library.handle.sage_packed_bytes(kind, rows, cols))
+            self._packed.append(data)
+            self._segments[place] = Segment(kind, rows, data.ctypes.data)
+            self._pack(self._segments[place], cols, members)
+        rows = sum(segment.rows for segment in self._segments)
+        self.shape = (rows, cols)
         self._bias = None if bias is None else bias.float().contiguous()
-        bias_at = None if self._bias is None else self._bias.data_ptr()
-        self.struct = Matrix(kind, rows, cols, 0, self._data.ctypes.data, bias_at)
-        self.nbytes = self._data.nbytes + (0 if self._bias is None else self._bias.nbytes)
-        first = 0
-        for raw, stored_as in parts:
-            if kind == BF16:
-                for offset, piece in formats.decode_chunks(raw, stored_as):
-                    self._pack(_FROM_F32, piece.contiguous().data_ptr(), first + offset, piece.shape[0])
-            else:
-                table = np.ascontiguousarray(formats.raw_rows(raw))
-                self._pack(kind, table.ctypes.data, first, table.shape[0])
-            first += math.prod(raw.shape[:-1])
+        self.struct = Matrix(
+            self._segments[0].kind,
+            rows,
+            cols,
+            len(self._segments),
+            ctypes.addressof(self._segments),
+            None if self._bias is None else self._bias.data_ptr(),
+        )
+        self.nbytes = sum(data.nbytes for data in self._packed) + (0 if self._bias is None else self._bias.nbytes)
 
     @property
     def quantized(self) -> bool:
@@ -128,11 +144,49 @@ class NativeMatrix:
         )
         return out.to(dtype)
 
-    def _pack(self, source: int, rows: int, first: int, count: int) -> None:
-        status = self._library.handle.sage_pack(
-            ctypes.byref(self.struct), ctypes.c_void_p(self.struct.data), source, ctypes.c_void_p(rows), first, count
+    def _pack(self, segment: Segment, cols: int, parts: Sequence[_Part]) -> None:
+        first = 0
+        for raw, stored in parts:
+            if segment.kind != BF16:
+                table = np.ascontiguousarray(formats.raw_rows(raw))
+                self._pack_rows(segment, cols, table.ctypes.data, first, table.shape[0])
+            else:
+                for offset, piece in formats.decode_chunks(raw, stored):
+                    self._pack_rows(segment, cols, piece.contiguous().data_ptr(), first + offset, piece.shape[0])
+            first += _rows((raw, stored))
+
+    def _pack_rows(self, segment: Segment, cols: int, rows: int, first: int, count: int) -> None:
+        self._library.handle.sage_pack(
+            segment.kind,
+            cols,
+            ctypes.c_void_p(segment.data),
+            _TYPES[torch.float32],
+            ctypes.c_void_p(rows),
+            first,
+            count,
         )
-        assert status == 0, "kind and source were chosen to fit"
+
+
+_Part = tuple[RawWeight, WeightFormat]
+
+
+def _rows(part: _Part) -> int:
+    return math.prod(part[0].shape[:-1])
+
+
+def _segments(parts: Sequence[_Part]) -> list[tuple[int, list[_Part]]]:
+    """Runs of parts that are kept as one kind, each but the last of whole groups; one of BF16 where that cannot be."""
+    runs: list[tuple[int, list[_Part]]] = []
+    for part in parts:
+        kind = KINDS.get(part[1], BF16)
+        if runs and runs[-1][0] == kind:
+            runs[-1][1].append(part)
+        else:
+            runs.append((kind, [part]))
+    whole_groups = all(sum(map(_rows, run)) % _GROUP == 0 for _, run in runs[:-1])
+    if len(runs) > 1 and (not whole_groups or any(kind == BF16 for kind, _ in runs)):
+        return [(BF16, list(parts))]
+    return runs
 
 
 _NO_MEMORY, _UNKNOWN_ID = -1, -2

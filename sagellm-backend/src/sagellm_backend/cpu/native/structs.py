@@ -20,10 +20,16 @@ def _floats(*names: str) -> list[tuple[str, type]]:
     return [(name, ctypes.c_float) for name in names]
 
 
+class Segment(ctypes.Structure):
+    """``SageSegment``."""
+
+    _fields_ = [*_ints("kind", "rows"), *_pointers("data")]
+
+
 class Matrix(ctypes.Structure):
     """``SageMatrix``."""
 
-    _fields_ = [*_ints("kind", "rows", "cols", "unused"), *_pointers("data", "bias")]
+    _fields_ = [*_ints("kind", "rows", "cols", "segments"), *_pointers("segment", "bias")]
 
 
 class Layer(ctypes.Structure):
