@@ -131,7 +131,7 @@ class Server:
 
     def close(self) -> None:
         """As :class:`~.worker.Worker` has it."""
-        self._process.close()
+        self._process.close(ends_with_input=False)
 
     def _wait(self) -> None:
         """Until it has loaded."""

@@ -11,12 +11,10 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import psutil
 from benchmarks.engine import Prompts
-from typing_extensions import Self
 
 from .errors import PeerError
 
@@ -107,12 +105,14 @@ class Process:
             total += int(found.group(1)) if found else 0
         return total * 1024 / 1e6
 
-    def close(self) -> None:
-        """End the group: its end of input first, then signals."""
+    def close(self, *, ends_with_input: bool) -> None:
+        """End the group: its input first, if it ends with that; then by signals. Safe to call twice."""
+        if self._errors.closed:
+            return
         for stream in (self._child.stdin, self._child.stdout):
             assert stream is not None
             stream.close()
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
+        for number in (None, signal.SIGTERM, signal.SIGKILL) if ends_with_input else (signal.SIGTERM, signal.SIGKILL):
             if number is not None:
                 try:
                     os.killpg(self._child.pid, number)
@@ -123,16 +123,6 @@ class Process:
             except subprocess.TimeoutExpired:
                 continue
         self._errors.close()
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
 
 class Script:
@@ -170,4 +160,4 @@ class Script:
 
     def close(self) -> None:
         """As :class:`Worker` has it."""
-        self._process.close()
+        self._process.close(ends_with_input=True)
