@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from sagellm_backend import cpu, formats
+from sagellm_backend.formats.exact import mxfp4_as_q5_0
 from sagellm_protocol.backend import BLOCK_ELEMENTS, RawWeight, WeightFormat, WeightUse
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
-from weights import HALVES
+from weights import HALVES, blocks
 
 
 def random_bytes(kind, rows, blocks, seed=0):
@@ -21,6 +22,8 @@ def random_bytes(kind, rows, blocks, seed=0):
     if kind in (WeightFormat.F32, WeightFormat.BF16, WeightFormat.F16):
         data[..., -1] &= 0xBF
     else:
+        if kind is WeightFormat.MXFP4:
+            data[..., 0] = np.minimum(data[..., 0], 251)  # 12 times the largest powers of two overflows
         for at in HALVES[kind]:
             data[..., at + 1] &= 0xBF
     return data.reshape(rows, -1)
@@ -72,3 +75,24 @@ def test_what_cannot_be_read_is_refused_by_name(raw, code, message):
     with pytest.raises(SageLLMError, match=message) as caught:
         cpu.create(threads=1).tensor(raw, DType.FLOAT32)
     assert caught.value.code is code
+
+
+def test_mxfp4_is_rewritten_in_q5_0_without_a_change():
+    raw = blocks(WeightFormat.MXFP4, 6, 96)
+    rewritten = mxfp4_as_q5_0(raw)
+    assert rewritten.format == "q5_0"
+    assert rewritten.shape == raw.shape
+    before, after = (formats.expand(each, WeightFormat(each.format), torch.float32) for each in (raw, rewritten))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("exponent", [0, 103, 144, 254])
+def test_mxfp4_scales_beyond_float16_are_left_as_they_are_unless_they_scale_zeros(exponent):
+    data = np.full((2, 17), 0x31, dtype=np.uint8)
+    data[:, 0] = 120, exponent
+    assert mxfp4_as_q5_0(RawWeight("w", "mxfp4", (1, 64), data.tobytes())) is None
+    data[1, 1:] = 0x08  # zeros, half of them negative
+    raw = RawWeight("w", "mxfp4", (1, 64), data.tobytes())
+    rewritten = mxfp4_as_q5_0(raw)
+    before, after = (formats.expand(each, WeightFormat(each.format), torch.float32) for each in (raw, rewritten))
+    assert torch.equal(before, after)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sagellm_backend import cpu, reference
-from sagellm_protocol.backend import AttentionBatch, KVSpec, RopeSpec, WeightUse
+from sagellm_protocol.backend import AttentionBatch, GateSpec, KVSpec, RopeSpec, RoutingSpec, WeightUse
 from sagellm_protocol.devices import DType
 from weights import f32
 
@@ -147,20 +147,46 @@ def test_plain_activations_and_caps_agree_with_the_reference(fast, truth, dtype,
     close(fast.softcap(x.clone(), 1.5), truth.softcap(x.clone(), 1.5), dtype)
 
 
-@pytest.mark.parametrize("renormalize", [False, True])
+ROUTINGS = [
+    RoutingSpec(2),
+    RoutingSpec(3, renormalize=True, scale=2.5),
+    RoutingSpec(2, groups=4, top_groups=2),
+    RoutingSpec(3, "sigmoid", True, groups=2, top_groups=1, group_best=2),
+]
+
+
+@pytest.mark.parametrize("spec", ROUTINGS, ids=str)
 @pytest.mark.parametrize("tokens", [0, 1, 9])
-def test_experts_agree_with_the_reference(fast, truth, renormalize, tokens):
-    gate_up = [[f32(2 * 12, 16, seed=i, scale=0.3)] for i in range(4)]
-    down = [[f32(16, 12, seed=9 + i, scale=0.3)] for i in range(4)]
-    x, router = random(tokens, 16, dtype=DType.FLOAT32), random(tokens, 4, dtype=DType.FLOAT32, seed=1)
+@pytest.mark.parametrize(
+    "gate", [GateSpec(), GateSpec(slope=1.7, shift=1.0, limit=0.5), GateSpec("gelu_tanh")], ids=str
+)
+def test_experts_agree_with_the_reference(fast, truth, spec, tokens, gate):
+    gate_up = [[f32(2 * 12, 16, seed=i, scale=0.3)] for i in range(8)]
+    down = [[f32(16, 12, seed=9 + i, scale=0.3)] for i in range(8)]
+    x, correction = random(tokens, 16, dtype=DType.FLOAT32), random(8, dtype=DType.FLOAT32, seed=1)
 
     def run(backend):
         def pack(weights):
             return [backend.pack_weight(parts, DType.FLOAT32) for parts in weights]
 
-        return backend.moe(x, router, pack(gate_up), pack(down), 2, renormalize)
+        router = backend.pack_weight([f32(8, 16, seed=40)], DType.FLOAT32)
+        chosen = backend.route(x, router, spec, correction if spec.group_best > 1 else None)
+        return backend.moe(x, *chosen, pack(gate_up), pack(down), gate)
 
     close(run(fast), run(truth), DType.FLOAT32)
+
+
+def test_a_token_gets_the_same_from_its_experts_whoever_else_is_in_the_step(fast):
+    pack = fast.pack_weight
+    gate_up = [pack([f32(2 * 12, 16, seed=i, scale=0.3)], DType.FLOAT32) for i in range(4)]
+    down = [pack([f32(16, 12, seed=9 + i, scale=0.3)], DType.FLOAT32) for i in range(4)]
+    x = random(6, 16, dtype=DType.FLOAT32)
+    experts = torch.tensor([[3, 1], [0, 2], [1, 3], [1, 0], [2, 3], [0, 1]])
+    shares = torch.rand(6, 2, generator=torch.Generator().manual_seed(3))
+    together = fast.moe(x, experts, shares, gate_up, down, GateSpec())
+    for token in range(6):
+        one = slice(token, token + 1)
+        close(fast.moe(x[one], experts[one], shares[one], gate_up, down, GateSpec()), together[one], DType.FLOAT32)
 
 
 def test_tensors_come_and_go_alike(fast):

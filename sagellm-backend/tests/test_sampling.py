@@ -28,7 +28,14 @@ NEUTRAL = {
     "banned": (),
     "allowed": None,
     "logprobs": None,
+    "mask": None,
 }
+
+
+def mask_of(vocabulary, *tokens):
+    bits = np.zeros(-(-vocabulary // 32) * 32, dtype=np.uint8)
+    bits[list(tokens)] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ HALVES = {
     WeightFormat.Q4_K: [0, 2],
     WeightFormat.Q5_K: [0, 2],
     WeightFormat.Q6_K: [208],
+    WeightFormat.MXFP4: [],
 }
 """Where the float16 fields of a block begin."""
 

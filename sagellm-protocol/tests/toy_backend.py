@@ -15,10 +15,12 @@ from sagellm_protocol import (
     DType,
     ErrorCode,
     FusableUnit,
+    GateSpec,
     KVSpec,
     MemoryInfo,
     RawWeight,
     RopeSpec,
+    RoutingSpec,
     RowLogprobs,
     SageLLMError,
     Sampled,
@@ -151,17 +153,29 @@ class ToyBackend:
     def softcap(self, x: np.ndarray, cap: float) -> np.ndarray:
         return truth.softcap(x, cap)
 
+    def headwise(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return truth.headwise(x, weight)
+
+    def route(
+        self, x: np.ndarray, router: ToyWeight, spec: RoutingSpec, correction: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        shares = truth.route(truth.linear(x, router.values, router.bias), spec, correction)
+        chosen = np.argsort(-shares, axis=1)[:, : spec.top_k]
+        return chosen, np.take_along_axis(shares, chosen, axis=1)
+
     def moe(
         self,
         x: np.ndarray,
-        router_logits: np.ndarray,
+        experts: np.ndarray,
+        shares: np.ndarray,
         gate_up: Sequence[ToyWeight],
         down: Sequence[ToyWeight],
-        top_k: int,
-        renormalize: bool,
+        gate: GateSpec,
     ) -> np.ndarray:
-        experts = [weight.values for weight in gate_up], [weight.values for weight in down]
-        return truth.moe(x, router_logits, *experts, top_k, renormalize=renormalize)
+        every = np.zeros((len(x), len(gate_up)))
+        np.put_along_axis(every, experts, shares, axis=1)
+        matrices = ([(weight.values, weight.bias) for weight in weights] for weights in (gate_up, down))
+        return truth.moe(x, every, *matrices, gate)
 
     def take_rows(self, x: np.ndarray, rows: Sequence[int]) -> np.ndarray:
         return x[list(rows)]
@@ -195,13 +209,14 @@ class ToyBackend:
         self,
         q: np.ndarray,
         k: np.ndarray,
-        v: np.ndarray,
+        v: np.ndarray | None,
         cache: ToyCache,
         layer: int,
         plan: AttentionBatch,
         *,
         scale: float,
         softcap: float | None = None,
+        sinks: np.ndarray | None = None,
     ) -> np.ndarray:
         spec = cache.specs[layer]
         tables = plan.block_tables[list(dict.fromkeys(cache.specs)).index(spec)]
@@ -210,11 +225,14 @@ class ToyBackend:
             new = slice(start, start + count)
             places = [(table[at // cache.block_size], at % cache.block_size) for at in range(context)]
             for row, (block, offset) in zip(range(*new.indices(len(q))), places[context - count :], strict=True):
-                cache.layers[layer][0][block, offset], cache.layers[layer][1][block, offset] = k[row], v[row]
+                cache.layers[layer][0][block, offset] = k[row]
+                if v is not None:
+                    cache.layers[layer][1][block, offset] = v[row]
             keys, values = (np.stack([pages[place] for place in places]) for pages in cache.layers[layer])
-            results.append(
-                truth.paged_attention(q[new], keys, values, scale=scale, window=spec.window, softcap=softcap)
-            )
+            if v is None:
+                values = keys[..., : spec.latent_dim]
+            options = {"window": spec.window, "softcap": softcap, "sinks": sinks}
+            results.append(truth.paged_attention(q[new], keys, values, scale=scale, **options))
             start += count
         return np.concatenate(results)
 

@@ -71,7 +71,7 @@ class PagedKV:
 
     Attributes:
         keys: Of each layer, ``[Hkv, N * P, D]``.
-        values: Of each layer, ``[Hkv, N * P, Dv]``.
+        values: Of each layer, ``[Hkv, N * P, Dv]``; nothing where values are read out of the keys.
         both: Of each layer, keys and values as ``[2 Hkv, N * P, D]`` where they are of one size, else ``None``.
         group_specs: The distinct specs, in order of first appearance.
         groups: Of each layer, the place of its spec among those.
@@ -92,9 +92,10 @@ class PagedKV:
             store = torch.from_numpy(untouched(self.nbytes, huge=False)).view(dtype)
         except MemoryError:
             raise too_large(num_blocks, self.nbytes) from None
-        self._planes = [piece.view(shape) for piece, shape in zip(torch.split(store, sizes), shapes, strict=True)]
-        self.keys = tuple(self._planes[0::2])
-        self.values = tuple(self._planes[1::2])
+        planes = [piece.view(shape) for piece, shape in zip(torch.split(store, sizes), shapes, strict=True)]
+        self.keys = tuple(planes[0::2])
+        self.values = tuple(planes[1::2])
+        self._written = [plane for plane in planes if plane.shape[2]]
         self.both = tuple(
             keys.as_strided((2 * spec.num_kv_heads, tokens, spec.head_dim), keys.stride(), keys.storage_offset())
             if spec.head_dim == spec.value_dim
@@ -131,11 +132,11 @@ class PagedKV:
         check_size(len(blocks), expected, memoryview(data).nbytes)
         index = torch.tensor(blocks, dtype=torch.int64)
         flat = bytes_tensor(data).view(self.dtype)
-        sizes = [plane.shape[0] * len(blocks) * self.block_size * plane.shape[2] for plane in self._planes]
+        sizes = [plane.shape[0] * len(blocks) * self.block_size * plane.shape[2] for plane in self._written]
         for plane, piece in zip(self._by_block(), torch.split(flat, sizes), strict=True):
             plane[:, index] = piece.view(plane.shape[0], len(blocks), self.block_size, plane.shape[3])
 
     def _by_block(self) -> Iterator[torch.Tensor]:
         """Every layer's keys and values, each ``[Hkv, N, P, D]``."""
-        for plane in self._planes:
+        for plane in self._written:
             yield plane.view(plane.shape[0], self.num_blocks, self.block_size, plane.shape[2])

@@ -80,6 +80,10 @@ class TorchBackend:
         """Sums over the rows of each sequence, in float32."""
         return torch.stack([rows.sum(0, dtype=torch.float32) for rows in x.split(list(lengths))])
 
+    def headwise(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Each head through a matrix of its own."""
+        return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
+
     # -- weights ------------------------------------------------------------------------------------------------------
 
     def stored(
@@ -119,8 +123,6 @@ class TorchBackend:
     def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> Pool:
         """A pool of ``num_blocks`` blocks for each layer, untouched until written."""
         self.check_dtype(dtype)
-        if any(spec.value_dim == 0 for spec in specs):
-            self._refuse("attend to values that are read out of the keys (latent attention)")
         return PagedKV(specs, num_blocks, block_size, TORCH[dtype])
 
     def copy_blocks(self, cache: Pool, pairs: Sequence[tuple[int, int]]) -> None:

@@ -7,7 +7,7 @@ else is an operation here.
 
 Dimension letters: T tokens of a step over all sequences, S sequences of a step, E hidden size, O output features, Hq
 query heads, Hkv key/value heads, D head size, V vocabulary, P tokens of a block, M blocks of a table, N blocks of the
-pool, L layers.
+pool, L layers, X experts, K experts of a token, I width of an expert.
 
 Knows nothing of models, requests or scheduling. Provisional until a GPU backend has passed its conformance suite.
 """
@@ -42,6 +42,7 @@ class WeightFormat(str, Enum):
     Q4_K = "q4_k"
     Q5_K = "q5_k"
     Q6_K = "q6_k"
+    MXFP4 = "mxfp4"
 
 
 BLOCK_ELEMENTS: Mapping[WeightFormat, tuple[int, int]] = {
@@ -58,6 +59,7 @@ BLOCK_ELEMENTS: Mapping[WeightFormat, tuple[int, int]] = {
     WeightFormat.Q4_K: (256, 144),
     WeightFormat.Q5_K: (256, 176),
     WeightFormat.Q6_K: (256, 210),
+    WeightFormat.MXFP4: (32, 17),
 }
 """Elements and bytes of one block of each format; a row is a whole number of blocks."""
 
@@ -115,12 +117,16 @@ class KVSpec:
         head_dim: D of keys.
         value_dim: D of values; 0 where values are read out of the keys (latent attention).
         window: Tokens back that are visible, the token itself included; ``None`` for all.
+        latent_dim: Where ``value_dim`` is 0, the leading dimensions of a key that are its value.
+        sinks: Attention over these is given sinks.
     """
 
     num_kv_heads: int
     head_dim: int
     value_dim: int
     window: int | None = None
+    latent_dim: int = 0
+    sinks: bool = False
 
 
 class KVCache(Protocol):
@@ -208,6 +214,50 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class RoutingSpec:
+    """How a token's experts are chosen out of X, and what each one's share is.
+
+    Scores are the softmax or the sigmoid of the router's logits. The best ``top_k`` are taken: of all, or of the
+    ``top_groups`` best of ``groups`` equal runs of experts, a group being as good as the sum of its ``group_best``
+    best scores (DeepSeek V2 and V3). A correction is added to scores for choosing alone.
+
+    Attributes:
+        top_k: Experts of a token, K.
+        scoring: ``softmax`` or ``sigmoid``.
+        renormalize: Make the shares of the chosen sum to one.
+        scale: Multiplies the shares, last.
+        groups: Runs that experts are divided into.
+        top_groups: Runs a token may choose from.
+        group_best: Scores that a run is judged by.
+    """
+
+    top_k: int
+    scoring: str = "softmax"
+    renormalize: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    group_best: int = 1
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """What becomes of gate and up: ``act(gate) * (up + shift)``, both bounded before where there is a limit.
+
+    Attributes:
+        activation: ``silu``, ``gelu`` or ``gelu_tanh``.
+        slope: ``silu`` alone: of ``gate * sigmoid(slope * gate)``.
+        shift: Added to ``up``.
+        limit: Bounds ``gate`` from above and ``up`` on both sides (GPT-OSS).
+    """
+
+    activation: str = "silu"
+    slope: float = 1.0
+    shift: float = 0.0
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
 class SamplingBatch:
     """How each of R rows of logits is to be sampled: host values, one entry a row unless said otherwise.
 
@@ -227,6 +277,8 @@ class SamplingBatch:
         bias: Token id to added logit; empty for rows without.
         banned: Token ids that may not be produced.
         allowed: Token ids that alone may be produced, or ``None`` for all.
+        mask: Tokens that alone may be produced, as bits: token ``t`` may where bit ``t % 32`` of word ``t // 32`` is set.
+            ``[ceil(V / 32)]`` int32 a row, or ``None`` for all; empty where no row has one. Beside ``allowed`` both hold.
         logprobs: Number of likeliest alternatives to report, or ``None`` for no log-probabilities at all.
     """
 
@@ -244,6 +296,7 @@ class SamplingBatch:
     banned: Sequence[Sequence[int]]
     allowed: Sequence[Sequence[int] | None]
     logprobs: Sequence[int | None]
+    mask: Sequence[Sequence[int] | None] = ()
 
 
 @dataclass(frozen=True)
@@ -433,18 +486,36 @@ class Backend(Protocol[T]):
         """``cap * tanh(x / cap)``: bounds logits smoothly to ``(-cap, cap)``. May overwrite ``x``."""
         ...
 
-    def moe(
-        self, x: T, router_logits: T, gate_up: Sequence[Weight], down: Sequence[Weight], top_k: int, renormalize: bool
-    ) -> T:
-        """Mixture of gated SiLU experts: each token's best ``top_k`` of X, weighted by the router's softmax.
+    def headwise(self, x: T, weight: T) -> T:
+        """Each head through a matrix of its own: ``[T, H, D]`` by ``[H, D, O]`` to ``[T, H, O]``."""
+        ...
+
+    def route(self, x: T, router: Weight, spec: RoutingSpec, correction: T | None = None) -> tuple[T, T]:
+        """Choose each token's experts.
+
+        Logits are computed in float32 whatever ``x`` is: two experts may be close, and a choice is not undone.
 
         Args:
             x: ``[T, E]``.
-            router_logits: ``[T, X]``.
-            gate_up: A weight ``(2 I, E)`` for each expert.
+            router: ``(X, E)``, packed in float32.
+            spec: How to choose.
+            correction: Added to scores for choosing, ``[X]``, if any.
+
+        Returns:
+            The chosen experts, whole numbers ``[T, K]`` in any order, and their shares, ``[T, K]`` in float32.
+        """
+        ...
+
+    def moe(self, x: T, experts: T, shares: T, gate_up: Sequence[Weight], down: Sequence[Weight], gate: GateSpec) -> T:
+        """Mixture of gated experts: ``sum over k of shares[:, k] * down[e](gate(gate_up[e](x)))``, e = experts[:, k].
+
+        Args:
+            x: ``[T, E]``.
+            experts: ``[T, K]``, as :meth:`route` chose.
+            shares: ``[T, K]`` in float32.
+            gate_up: A weight ``(2 I, E)`` for each expert, gate first.
             down: A weight ``(E, I)`` for each expert.
-            top_k: Experts of a token.
-            renormalize: Make the chosen experts' shares sum to one.
+            gate: What becomes of gate and up.
 
         Returns:
             ``[T, E]`` in ``x``'s dtype.
@@ -503,25 +574,28 @@ class Backend(Protocol[T]):
         self,
         q: T,
         k: T,
-        v: T,
+        v: T | None,
         cache: KVCache,
         layer: int,
         plan: AttentionPlan,
         *,
         scale: float,
         softcap: float | None = None,
+        sinks: T | None = None,
     ) -> T:
         """Write this step's keys and values to the cache, then attend causally to everything cached.
 
         Args:
             q: ``[T, Hq, D]``, the sequences of the plan one after another.
             k: ``[T, Hkv, D]``.
-            v: ``[T, Hkv, Dv]``.
+            v: ``[T, Hkv, Dv]``; ``None`` where values are the leading ``latent_dim`` dimensions of keys.
             cache: The pool; written in place.
             layer: Which of its layers.
             plan: Of this step.
             scale: Multiplies the scores.
             softcap: Scores become ``softcap * tanh(score / softcap)``.
+            sinks: For each query head a score of no key, that takes a share of the softmax and gives no value,
+                ``[Hq]``; only over layers whose spec has ``sinks`` (Xiao et al. 2023, as GPT-OSS has learned them).
 
         Returns:
             ``[T, Hq, Dv]`` in ``q``'s dtype; softmax runs in float32.

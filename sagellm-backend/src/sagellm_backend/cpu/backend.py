@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,14 +20,17 @@ import torch.nn.functional as F
 
 from sagellm_backend import collectives, formats, host
 from sagellm_backend.dtypes import TORCH, parse_dtype
+from sagellm_backend.formats.exact import mxfp4_as_q5_0
 from sagellm_backend.paged import PagedKV, Pool
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from sagellm_protocol.backend import (
     AttentionBatch,
     FusableUnit,
+    GateSpec,
     KVSpec,
     RawWeight,
     RopeSpec,
+    RoutingSpec,
     RowLogprobs,
     Sampled,
     SamplingBatch,
@@ -37,6 +41,7 @@ from sagellm_protocol.devices import BackendCapabilities, DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from . import attention, native, sampling, segments, weights
+from .experts import mix, route
 from .native import NativeMatrix
 from .plan import StepPlan, plan_step
 from .rotary import Rotary
@@ -69,7 +74,7 @@ class CpuBackend(TorchBackend):
             dtypes=self.dtypes,
             kv_dtypes=(*self.dtypes, DType.INT8) if self._kernels else self.dtypes,
             weight_formats=tuple(kind.value for kind in formats.DECODERS),
-            kept_quantized=tuple(kind.value for kind in native.KINDS) if self._kernels else (),
+            kept_quantized=tuple(kind.value for kind in (*native.KINDS, WeightFormat.MXFP4)) if self._kernels else (),
             quantizations=self.quantizations,
             fused_units=("decoder",) if self._kernels else (),
             native_kernels=self._kernels.build if self._kernels else None,
@@ -95,6 +100,8 @@ class CpuBackend(TorchBackend):
         """
         self.check_dtype(dtype)
         native_dtype = self._kernels is not None and dtype is DType.BFLOAT16
+        if native_dtype:
+            parts = [_multipliable(part) for part in parts]
         stored = self.stored(parts, quantization, native.KINDS if native_dtype else formats.DECODERS)
         if quantization is not None and not native_dtype:
             without = "without native kernels" if self._kernels is None else f"in {dtype.value}"
@@ -181,36 +188,45 @@ class CpuBackend(TorchBackend):
         """``cap * tanh(x / cap)``, rounded once: a quotient in BF16 would lose what a large cap leaves of it."""
         return x.float().div(cap).tanh_().mul_(cap).to(x.dtype)
 
+    def route(
+        self,
+        x: torch.Tensor,
+        router: CpuWeight | NativeMatrix,
+        spec: RoutingSpec,
+        correction: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose each token's experts."""
+        return route(self.linear(x.float(), router), spec, correction)
+
     def moe(
         self,
         x: torch.Tensor,
-        router_logits: torch.Tensor,
+        experts: torch.Tensor,
+        shares: torch.Tensor,
         gate_up: Sequence[CpuWeight | NativeMatrix],
         down: Sequence[CpuWeight | NativeMatrix],
-        top_k: int,
-        renormalize: bool,
+        gate: GateSpec,
     ) -> torch.Tensor:
         """Expert by expert, over the tokens that chose it."""
-        shares, experts = torch.softmax(router_logits.float(), dim=-1).topk(top_k, dim=-1)  # [T, top_k]
-        if renormalize:
-            shares = shares / shares.sum(-1, keepdim=True)
-        total = torch.zeros(x.shape, dtype=torch.float32)
-        for expert in experts.unique().tolist():
-            tokens, place = (experts == expert).nonzero(as_tuple=True)
-            hidden = self.silu_mul(self.linear(x[tokens], gate_up[expert]))
-            total.index_add_(0, tokens, self.linear(hidden, down[expert]).float() * shares[tokens, place, None])
-        return total.to(x.dtype)
+        return mix(x, experts, shares, gate_up, down, self.linear, self._gate(gate))
+
+    def _gate(self, spec: GateSpec) -> Callable[[torch.Tensor], torch.Tensor]:
+        if spec == GateSpec(spec.activation):
+            if spec.activation == "silu":
+                return self.silu_mul
+            return partial(self.gelu_mul, approximate=spec.activation == "gelu_tanh")
+        return partial(_bounded_gate, spec)
 
     # -- attention ----------------------------------------------------------------------------------------------------
 
     def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> Pool:
         """A pool of ``num_blocks`` blocks for each layer, untouched until written: the kernels' where they attend."""
-        ours = self._kernels is not None and native.fits(specs)
+        ours = self._kernels is not None and native.fits(specs) and not any(spec.sinks for spec in specs)
         if dtype is DType.INT8:
             if not ours:
                 self._refuse(
-                    "keep keys and values in int8 here: that takes native kernels, and heads of a multiple of 16 up to"
-                    " 256"
+                    "keep keys and values in int8 here: that takes native kernels, heads of a multiple of 16 up to 256,"
+                    " and neither sinks nor latent attention"
                 )
         else:
             self.check_dtype(dtype)
@@ -231,23 +247,26 @@ class CpuBackend(TorchBackend):
         self,
         q: torch.Tensor,
         k: torch.Tensor,
-        v: torch.Tensor,
+        v: torch.Tensor | None,
         cache: Pool,
         layer: int,
         plan: StepPlan | native.NativePlan,
         *,
         scale: float,
         softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Write, then attend."""
         if self._kernels is not None and isinstance(cache, native.NativeKV):
             assert isinstance(plan, native.NativePlan)
+            assert v is not None
+            assert sinks is None, "allocate_kv gives no such pool to layers with sinks"
             return native.attend(self._kernels, q, k, v, cache, layer, plan, scale=scale, softcap=softcap)
         assert isinstance(cache, PagedKV)
         assert isinstance(plan, StepPlan)
         group = plan.groups[cache.groups[layer]]
         attention.write(k, v, cache, layer, group.slots)
-        return attention.attend(q, k, v, cache, layer, group, scale, softcap)
+        return attention.attend(q, k, v, cache, layer, group, scale, softcap, sinks)
 
     def plan_segments(self, lengths: Sequence[int]) -> SegmentPlan:
         """Sequences of equal length go together."""
@@ -268,6 +287,23 @@ class CpuBackend(TorchBackend):
     def logprobs_of(self, logits: torch.Tensor, token_ids: Sequence[int], top: int) -> list[RowLogprobs]:
         """Log-probabilities of given tokens."""
         return sampling.logprobs_of(logits.float(), token_ids, [top] * len(token_ids))
+
+
+def _multipliable(raw: RawWeight) -> RawWeight:
+    """The same values in a format that native kernels multiply, where there is one."""
+    return (mxfp4_as_q5_0(raw) or raw) if raw.format == WeightFormat.MXFP4.value else raw
+
+
+def _bounded_gate(spec: GateSpec, gate_up: torch.Tensor) -> torch.Tensor:
+    """Gate and up bounded, shifted, or of another slope; rounded once."""
+    gate, up = gate_up.float().chunk(2, -1)
+    if spec.limit is not None:
+        gate, up = gate.clamp(max=spec.limit), up.clamp(-spec.limit, spec.limit)
+    if spec.activation == "silu":
+        activated = (gate * spec.slope).sigmoid_().mul_(gate)
+    else:
+        activated = F.gelu(gate, approximate="tanh" if spec.activation == "gelu_tanh" else "none")
+    return activated.mul_(up + spec.shift).to(gate_up.dtype)
 
 
 def offered_dtypes() -> tuple[DType, ...]:

@@ -1,4 +1,4 @@
-"""What is done to logits before any is drawn: allowed tokens, penalties, biases, banned tokens.
+"""What is done to logits before any is drawn: allowed tokens, masks, penalties, biases, banned tokens.
 
 What no row asks for is found out once a batch. Knows nothing of how a token is chosen.
 """
@@ -26,6 +26,7 @@ def edits_any(batch: SamplingBatch) -> bool:
         any(batch.bias)
         or any(batch.banned)
         or batch.allowed.count(None) < rows
+        or len(batch.mask) > 0
         or batch.repetition_penalty.count(1) < rows
         or batch.presence_penalty.count(0) < rows
         or batch.frequency_penalty.count(0) < rows
@@ -42,6 +43,9 @@ def edit_logits(logits: Rows, batch: SamplingBatch) -> None:
         allowed, banned = batch.allowed[row], batch.banned[row]
         if allowed is not None:
             _allow(scores, _ids(row, scores, allowed))
+        mask = batch.mask[row] if batch.mask else None
+        if mask is not None:
+            _keep_masked(scores, mask)
         if batch.repetition_penalty[row] != 1:
             seen = np.concatenate((batch.prompt_tokens[row], batch.output_tokens[row]))
             _penalise_repetition(scores, _ids(row, scores, seen), batch.repetition_penalty[row])
@@ -55,7 +59,7 @@ def edit_logits(logits: Rows, batch: SamplingBatch) -> None:
             scores[_ids(row, scores, bias)] += np.fromiter(bias.values(), np.float32, len(bias))
         if banned:
             scores[_ids(row, scores, banned)] = -math.inf
-        if (banned or allowed is not None) and scores.max() == -math.inf:
+        if (banned or allowed is not None or mask is not None) and scores.max() == -math.inf:
             raise SageLLMError(ErrorCode.INVALID_REQUEST, f"row {row}: no token may be produced; allow at least one")
 
 
@@ -75,6 +79,11 @@ def _allow(scores: Floats, allowed: Ints) -> None:
     kept = scores[allowed]
     scores.fill(-math.inf)
     scores[allowed] = kept
+
+
+def _keep_masked(scores: Floats, mask: Sequence[int]) -> None:
+    bits = np.unpackbits(np.ascontiguousarray(mask, dtype="<i4").view(np.uint8), count=len(scores), bitorder="little")
+    scores[bits == 0] = -math.inf
 
 
 def _penalise_repetition(scores: Floats, seen: Ints, penalty: float) -> None:

@@ -36,6 +36,7 @@ DECODERS: Mapping[WeightFormat, Decoder] = {
     WeightFormat.Q4_K: blocks256.q4_k,
     WeightFormat.Q5_K: blocks256.q5_k,
     WeightFormat.Q6_K: blocks256.q6_k,
+    WeightFormat.MXFP4: blocks32.mxfp4,
 }
 """Blocks ``[n, bytes]`` uint8 to elements ``[n, elements]`` float32."""
 

@@ -59,3 +59,13 @@ def q5_1(blocks: torch.Tensor) -> torch.Tensor:
 def q8_0(blocks: torch.Tensor) -> torch.Tensor:
     """``[n, 34]`` to ``[n, 32]``: ``d * q``, signed."""
     return half(blocks[:, :2]) * blocks[:, 2:].contiguous().view(torch.int8).float()
+
+
+_TWICE_E2M1 = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+"""What the codes of 4-bit floats mean, doubled, so that the largest scale is a float32 too."""
+
+
+def mxfp4(blocks: torch.Tensor) -> torch.Tensor:
+    """``[n, 17]`` to ``[n, 32]``: ``2^(e - 127)`` times 4-bit floats (OCP Microscaling Formats 1.0)."""
+    values = torch.tensor((*_TWICE_E2M1, *(-value for value in _TWICE_E2M1)))
+    return torch.ldexp(values[_nibbles(blocks[:, 1:]).int()], blocks[:, :1].int() - 128)

@@ -16,10 +16,21 @@ from sagellm_backend import collectives, formats, host
 from sagellm_backend.dtypes import TORCH, parse_dtype
 from sagellm_backend.paged import PagedKV
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
-from sagellm_protocol.backend import AttentionBatch, RawWeight, RopeSpec, RowLogprobs, Sampled, SamplingBatch, WeightUse
+from sagellm_protocol.backend import (
+    AttentionBatch,
+    GateSpec,
+    RawWeight,
+    RopeSpec,
+    RoutingSpec,
+    RowLogprobs,
+    Sampled,
+    SamplingBatch,
+    WeightUse,
+)
 from sagellm_protocol.devices import BackendCapabilities, DType
 
 from . import attention, sampling
+from .experts import mix, route
 
 
 class MatrixWeight:
@@ -133,28 +144,23 @@ class ReferenceBackend(TorchBackend):
         """``cap * tanh(x / cap)``."""
         return (cap * torch.tanh(x.float() / cap)).to(x.dtype)
 
+    def route(
+        self, x: torch.Tensor, router: MatrixWeight, spec: RoutingSpec, correction: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose, one token at a time."""
+        return route(self.linear(x.float(), router), spec, correction)
+
     def moe(
         self,
         x: torch.Tensor,
-        router_logits: torch.Tensor,
+        experts: torch.Tensor,
+        shares: torch.Tensor,
         gate_up: Sequence[MatrixWeight],
         down: Sequence[MatrixWeight],
-        top_k: int,
-        renormalize: bool,
+        gate: GateSpec,
     ) -> torch.Tensor:
-        """Token by token: its best experts' outputs, weighted."""
-        shares = torch.softmax(router_logits.float(), dim=-1)
-        rows = []
-        for token in range(x.shape[0]):
-            chosen, experts = shares[token].topk(top_k)
-            if renormalize:
-                chosen = chosen / chosen.sum()
-            total = torch.zeros(x.shape[1])
-            for share, expert in zip(chosen, experts.tolist(), strict=True):
-                hidden = self.silu_mul(self.linear(x[token : token + 1].float(), gate_up[expert]))
-                total += share * self.linear(hidden, down[expert])[0]
-            rows.append(total)
-        return torch.stack(rows).to(x.dtype) if rows else x.clone()
+        """Mix, one token at a time."""
+        return mix(x, experts, shares, gate_up, down, self.linear, gate)
 
     def plan_attention(self, cache: PagedKV, batch: AttentionBatch) -> AttentionBatch:
         """The host's integers are plan enough."""
@@ -164,16 +170,17 @@ class ReferenceBackend(TorchBackend):
         self,
         q: torch.Tensor,
         k: torch.Tensor,
-        v: torch.Tensor,
+        v: torch.Tensor | None,
         cache: PagedKV,
         layer: int,
         plan: AttentionBatch,
         *,
         scale: float,
         softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Write, then attend, one query at a time."""
-        return attention.attend(q, k, v, cache, layer, plan, scale, softcap)
+        return attention.attend(q, k, v, cache, layer, plan, scale, softcap, sinks)
 
     def plan_segments(self, lengths: Sequence[int]) -> list[int]:
         """The lengths are plan enough."""

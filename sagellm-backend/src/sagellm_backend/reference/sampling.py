@@ -39,12 +39,16 @@ def row_logprobs(raw: torch.Tensor, token: int, top: int) -> RowLogprobs:
 
 
 def _edited(logits: torch.Tensor, batch: SamplingBatch, row: int) -> torch.Tensor:
-    """One row ``[V]`` after allowed tokens, penalties, biases and banned tokens."""
+    """One row ``[V]`` after allowed tokens, masks, penalties, biases and banned tokens."""
     allowed = batch.allowed[row]
     if allowed is not None:
         forbidden = torch.ones_like(logits, dtype=torch.bool)
         forbidden[list(allowed)] = False
         logits[forbidden] = -math.inf
+    mask = batch.mask[row] if batch.mask else None
+    if mask is not None:
+        words = torch.tensor([int(word) for word in mask])
+        logits[(words[:, None] >> torch.arange(32) & 1).flatten()[: len(logits)] == 0] = -math.inf
     repetition = batch.repetition_penalty[row]
     if repetition != 1:
         for token in {*batch.prompt_tokens[row], *batch.output_tokens[row]}:

@@ -6,7 +6,21 @@ Needs NumPy, which the package itself does not. Knows nothing of devices.
 from __future__ import annotations
 
 from .attention import paged_attention, segment_attention
-from .operations import embedding, gelu, gelu_mul, layer_norm, linear, moe, rms_norm, rope, silu_mul, softcap
+from .operations import (
+    embedding,
+    gate,
+    gelu,
+    gelu_mul,
+    headwise,
+    layer_norm,
+    linear,
+    moe,
+    rms_norm,
+    rope,
+    route,
+    silu_mul,
+    softcap,
+)
 from .sampling import distribution, draw, logprobs
 from .weights import dequantize, random_blocks
 
@@ -15,8 +29,10 @@ __all__ = [
     "distribution",
     "draw",
     "embedding",
+    "gate",
     "gelu",
     "gelu_mul",
+    "headwise",
     "layer_norm",
     "linear",
     "logprobs",
@@ -25,6 +41,7 @@ __all__ = [
     "random_blocks",
     "rms_norm",
     "rope",
+    "route",
     "segment_attention",
     "silu_mul",
     "softcap",

@@ -21,6 +21,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Floats | None = None,
 ) -> Floats:
     """Attend the last tokens of a sequence to all of it.
 
@@ -31,6 +32,7 @@ def paged_attention(
         scale: Multiplies the scores.
         window: Tokens back that are visible, the token itself included.
         softcap: Scores become ``softcap * tanh(score / softcap)``.
+        sinks: For each query head a score that takes its share and gives no value, ``[Hq]``.
 
     Returns:
         ``[Q, Hq, Dv]``.
@@ -46,7 +48,10 @@ def paged_attention(
             scores = keys[first : position + 1, shared] @ q[row, head] * scale
             if softcap is not None:
                 scores = softcap * np.tanh(scores / softcap)
-            result[row, head] = softmax(scores) @ values[first : position + 1, shared]
+            if sinks is not None:
+                scores = np.append(scores, sinks[head])
+            shares = softmax(scores)[: position + 1 - first]
+            result[row, head] = shares @ values[first : position + 1, shared]
     return result
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sagellm_protocol.backend import RopeSpec
+from sagellm_protocol.backend import GateSpec, RopeSpec, RoutingSpec
 
 Floats = npt.NDArray[np.float64]
 
@@ -92,21 +92,49 @@ def softmax(x: Floats) -> Floats:
     return shares
 
 
+def headwise(x: Floats, weight: Floats) -> Floats:
+    """``[T, H, D]`` by ``[H, D, O]`` to ``[T, H, O]``."""
+    return np.stack([x[:, head] @ weight[head] for head in range(x.shape[1])], axis=1)
+
+
+def gate(gate_up: Floats, spec: GateSpec) -> Floats:
+    """``[T, 2 I]`` to ``[T, I]``."""
+    opened, up = np.split(gate_up, 2, axis=-1)
+    if spec.limit is not None:
+        opened, up = np.minimum(opened, spec.limit), np.clip(up, -spec.limit, spec.limit)
+    if spec.activation == "silu":
+        activated: Floats = opened / (1 + np.exp(-spec.slope * opened))
+    else:
+        activated = gelu(opened, approximate=spec.activation == "gelu_tanh")
+    return activated * (up + spec.shift)
+
+
+def route(logits: Floats, spec: RoutingSpec, correction: Floats | None = None) -> Floats:
+    """Each token's share of every expert, ``[T, X]``: 0 of those that are not chosen."""
+    scores: Floats = softmax(logits) if spec.scoring == "softmax" else 1 / (1 + np.exp(-logits))
+    result = np.zeros_like(scores)
+    for token, own in enumerate(scores):
+        standing = own if correction is None else own + correction
+        runs = standing.reshape(spec.groups, -1)
+        best = np.argsort(-np.sort(runs, axis=1)[:, -spec.group_best :].sum(1))[: spec.top_groups]
+        open_to = np.isin(np.arange(spec.groups), best)
+        standing = np.where(open_to[:, None], runs, -np.inf).reshape(-1)
+        chosen = np.argsort(-standing)[: spec.top_k]
+        total = own[chosen].sum() if spec.renormalize else 1.0
+        result[token, chosen] = own[chosen] / total * spec.scale
+    return result
+
+
 def moe(
     x: Floats,
-    router_logits: Floats,
-    gate_up: Sequence[Floats],
-    down: Sequence[Floats],
-    top_k: int,
-    *,
-    renormalize: bool,
+    shares: Floats,
+    gate_up: Sequence[tuple[Floats, Floats | None]],
+    down: Sequence[tuple[Floats, Floats | None]],
+    spec: GateSpec,
 ) -> Floats:
-    """Each token through its best ``top_k`` gated SiLU experts, weighted by the router's softmax."""
+    """Each token through every expert, matrix and bias, by the shares ``[T, X]`` that :func:`route` gives."""
     result = np.zeros_like(x)
-    for token, shares in enumerate(softmax(router_logits)):
-        best = np.argsort(-shares)[:top_k]
-        total = shares[best].sum() if renormalize else 1.0
-        for expert in best:
-            inner = silu_mul(linear(x[token : token + 1], gate_up[expert]))
-            result[token] += shares[expert] / total * linear(inner, down[expert])[0]
+    for expert in range(shares.shape[1]):
+        inner = gate(linear(x, *gate_up[expert]), spec)
+        result += shares[:, expert : expert + 1] * linear(inner, *down[expert])
     return result

@@ -21,6 +21,9 @@ def processed(logits: Floats, batch: SamplingBatch, row: int) -> Floats:
     allowed = batch.allowed[row]
     if allowed is not None:
         x[[token for token in range(len(x)) if token not in set(allowed)]] = -np.inf
+    mask = batch.mask[row] if batch.mask else None
+    if mask is not None:
+        x[[token for token in range(len(x)) if not int(mask[token // 32]) >> token % 32 & 1]] = -np.inf
     seen = set(batch.prompt_tokens[row]) | set(batch.output_tokens[row])
     for token in seen:
         x[token] = (

@@ -36,7 +36,9 @@ def random_blocks(rng: np.random.Generator, format: WeightFormat, shape: tuple[i
         values = rng.standard_normal(count).astype(np.float32)
         return _float_bytes(values, format)
     blocks = rng.integers(0, 256, (count, size), dtype=np.uint8)
-    for offset, scale in _SCALES[format]:
+    if format is WeightFormat.MXFP4:
+        blocks[:, 0] = rng.integers(124, 128, count)
+    for offset, scale in _SCALES.get(format, ()):
         drawn = (rng.uniform(0.5, 1.5, count) * scale).astype("<f2")
         blocks[:, offset : offset + 2] = drawn.view(np.uint8).reshape(count, 2)
     return blocks.tobytes()
@@ -158,6 +160,16 @@ def _q6_k(block: Bytes) -> Floats:
     return np.array(values)
 
 
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def _mxfp4(block: Bytes) -> Floats:
+    """OCP's microscaling: a power of two, and floats of one sign, two exponent and one mantissa bit."""
+    codes = _nibbles(block[1:]).astype(int)
+    values = [_E2M1[code & 7] * (-1 if code & 8 else 1) * 2.0 ** (int(block[0]) - 127) for code in codes]
+    return np.array(values)
+
+
 _READERS: dict[WeightFormat, Callable[[Any], Floats]] = {
     WeightFormat.F32: _f32,
     WeightFormat.F16: _f16,
@@ -172,6 +184,7 @@ _READERS: dict[WeightFormat, Callable[[Any], Floats]] = {
     WeightFormat.Q4_K: _q4_k,
     WeightFormat.Q5_K: _q5_k,
     WeightFormat.Q6_K: _q6_k,
+    WeightFormat.MXFP4: _mxfp4,
 }
 
 # Where a format keeps its 16-bit scales, and a size for each at which values come out near one.

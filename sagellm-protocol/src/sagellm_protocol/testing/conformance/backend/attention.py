@@ -42,10 +42,12 @@ class AttentionConformance(BackendSuite):
         work: Sequence[tuple[_Sequence, int]],
         *,
         softcap: float | None = None,
+        sinks: Floats | None = None,
     ) -> None:
         """Compute the next tokens of some sequences and compare them with the truth."""
         spec = cache.specs[0]
         scale = 1 / math.sqrt(spec.head_dim)
+        latent = spec.value_dim == 0
         parts: dict[str, list[Floats]] = {"q": [], "k": [], "v": []}
         for sequence, count in work:
             new = slice(sequence.cached, sequence.cached + count)
@@ -57,16 +59,32 @@ class AttentionConformance(BackendSuite):
             context_lens=[sequence.cached for sequence, _ in work],
             block_tables=[[sequence.blocks[: -(-sequence.cached // cache.block_size)] for sequence, _ in work]],
         )
-        q, k, v = (self.tensor(backend, np.concatenate(part), dtype) for part in parts.values())
-        got = backend.attention(q, k, v, cache, 0, backend.plan_attention(cache, batch), scale=scale, softcap=softcap)
+        q, k = (self.tensor(backend, np.concatenate(parts[name]), dtype) for name in "qk")
+        v = None if latent else self.tensor(backend, np.concatenate(parts["v"]), dtype)
+        got = backend.attention(
+            q,
+            k,
+            v,
+            cache,
+            0,
+            backend.plan_attention(cache, batch),
+            scale=scale,
+            softcap=softcap,
+            sinks=None if sinks is None else self.tensor(backend, sinks, DType.FLOAT32),
+        )
         want = [
             truth.paged_attention(
                 self.rounded(backend, sequence.q[sequence.cached - count : sequence.cached], dtype),
                 self.rounded(backend, sequence.k[: sequence.cached], dtype),
-                self.rounded(backend, sequence.v[: sequence.cached], dtype),
+                self.rounded(
+                    backend,
+                    sequence.k[: sequence.cached, :, : spec.latent_dim] if latent else sequence.v[: sequence.cached],
+                    dtype,
+                ),
                 scale=scale,
                 window=spec.window,
                 softcap=softcap,
+                sinks=sinks,
             )
             for sequence, count in work
         ]
@@ -82,6 +100,11 @@ class AttentionConformance(BackendSuite):
             pytest.param(KVSpec(2, 8, 8, window=4), 4, None, id="window shorter than a block"),
             pytest.param(KVSpec(2, 8, 8, window=7), 4, None, id="window across blocks"),
             pytest.param(KVSpec(2, 8, 8), 4, 3.0, id="soft cap"),
+            pytest.param(KVSpec(1, 12, 0, latent_dim=8), 4, None, id="latent"),
+            pytest.param(KVSpec(2, 12, 0, window=7, latent_dim=8), 4, 3.0, id="latent, window, soft cap"),
+            pytest.param(KVSpec(2, 16, 16, sinks=True), 4, None, id="sinks"),
+            pytest.param(KVSpec(2, 8, 8, window=7, sinks=True), 4, None, id="sinks, window"),
+            pytest.param(KVSpec(2, 8, 12, sinks=True), 4, 3.0, id="sinks, values wider than keys, soft cap"),
         ],
     )
     def test_prefill_chunks_and_decodes_mix_in_a_step(
@@ -100,6 +123,7 @@ class AttentionConformance(BackendSuite):
         a = _Sequence(rng, spec, heads, 19, [23, 2, 11, 7])
         b = _Sequence(rng, spec, heads, 12, [0, 9, 4])
         c = _Sequence(rng, spec, heads, 6, [1, 16])
+        sinks = np.linspace(-1, 2, heads) if spec.sinks else None
         for work in (
             [(a, 7)],
             [(a, 3), (b, 10)],
@@ -107,7 +131,7 @@ class AttentionConformance(BackendSuite):
             [(c, 1), (a, 1), (b, 1)],
             [(c, 4), (a, 2)],
         ):
-            self._step(backend, cache, dtype, work, softcap=softcap)
+            self._step(backend, cache, dtype, work, softcap=softcap, sinks=sinks)
 
     def test_a_prompt_longer_than_one_block_is_attended_at_once(
         self, backend: Backend[Any], rng: np.random.Generator, dtype: DType
@@ -155,10 +179,11 @@ class AttentionConformance(BackendSuite):
         sequence.blocks = [0, 20, 8]
         self._step(backend, cache, dtype, [(sequence, 3)])
 
+    @pytest.mark.parametrize("spec", [KVSpec(2, 8, 8), KVSpec(1, 12, 0, latent_dim=8)], ids=["usual", "latent"])
     def test_exported_blocks_can_be_imported_into_another_pool(
-        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, spec: KVSpec
     ) -> None:
-        specs = [KVSpec(2, 8, 8)]
+        specs = [spec]
         source = backend.allocate_kv(specs, NUM_BLOCKS, BLOCK_SIZE, dtype)
         target = backend.allocate_kv(specs, NUM_BLOCKS - 5, BLOCK_SIZE, dtype)
         sequence = _Sequence(rng, specs[0], 4, 12, [21, 5, 8])

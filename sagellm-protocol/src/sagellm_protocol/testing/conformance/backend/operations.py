@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sagellm_protocol.backend import Backend, FusableUnit, RopeSpec
+from sagellm_protocol.backend import Backend, FusableUnit, GateSpec, RopeSpec, RoutingSpec
 from sagellm_protocol.devices import DType
 from sagellm_protocol.testing import truth
 
@@ -134,30 +134,91 @@ class OperationConformance(BackendSuite):
         want = truth.softcap(self.rounded(backend, x, dtype), cap)
         self.check_tensor(backend, backend.softcap(self.tensor(backend, x, dtype), cap), want, dtype)
 
-    @pytest.mark.parametrize("renormalize", [True, False])
+    def test_headwise(self, backend: Backend[Any], rng: np.random.Generator, dtype: DType) -> None:
+        x, weight = rng.standard_normal((5, 3, 8)), rng.standard_normal((3, 8, 6))
+        got = backend.headwise(self.tensor(backend, x, dtype), self.tensor(backend, weight, dtype))
+        want = truth.headwise(self.rounded(backend, x, dtype), self.rounded(backend, weight, dtype))
+        self.check_tensor(backend, got, want, dtype)
+
     @pytest.mark.parametrize("tokens", [1, 7])
-    def test_moe(
-        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, renormalize: bool, tokens: int
+    @pytest.mark.parametrize(
+        ("spec", "corrected"),
+        [
+            pytest.param(RoutingSpec(2), False, id="best of all"),
+            pytest.param(RoutingSpec(3, renormalize=True, scale=2.5), False, id="shares that sum to the scale"),
+            pytest.param(RoutingSpec(1, scoring="sigmoid"), False, id="sigmoid"),
+            pytest.param(RoutingSpec(2, groups=4, top_groups=2, scale=0.5), False, id="groups by their best"),
+            pytest.param(
+                RoutingSpec(3, "sigmoid", True, groups=4, top_groups=2, group_best=2), True, id="groups, corrected"
+            ),
+        ],
+    )
+    def test_route(
+        self,
+        backend: Backend[Any],
+        rng: np.random.Generator,
+        dtype: DType,
+        spec: RoutingSpec,
+        corrected: bool,
+        tokens: int,
     ) -> None:
-        gate_up = [rng.standard_normal((2 * 6, 8)) for _ in range(5)]
-        down = [rng.standard_normal((8, 6)) for _ in range(5)]
-        x, router = rng.standard_normal((tokens, 8)), 2 * rng.standard_normal((tokens, 5))
-        got = backend.moe(
+        x, router, bias = rng.standard_normal((tokens, 8)), rng.standard_normal((12, 8)), rng.standard_normal(12)
+        correction = rng.uniform(0, 1, 12) if corrected else None
+        experts, shares = backend.route(
             self.tensor(backend, x, dtype),
-            self.tensor(backend, router, dtype),
-            [backend.pack_weight([self.raw(weight)], dtype) for weight in gate_up],
-            [backend.pack_weight([self.raw(weight)], dtype) for weight in down],
-            2,
-            renormalize,
+            backend.pack_weight([self.raw(router)], DType.FLOAT32, bias=[self.raw(bias)]),
+            spec,
+            None if correction is None else self.tensor(backend, correction, DType.FLOAT32),
         )
-        want = truth.moe(
-            self.rounded(backend, x, dtype),
-            self.rounded(backend, router, dtype),
-            [self.rounded(backend, weight, dtype) for weight in gate_up],
-            [self.rounded(backend, weight, dtype) for weight in down],
-            2,
-            renormalize=renormalize,
-        )
+        got = np.zeros((tokens, 12))
+        np.put_along_axis(got, self.read(backend, experts).astype(np.int64), self.read(backend, shares), axis=1)
+        logits = truth.linear(self.rounded(backend, x, dtype), router, bias)
+        self.check(got, truth.route(logits, spec, correction), self.tolerance[DType.FLOAT32])
+
+    @pytest.mark.parametrize("tokens", [1, 7, 40])
+    @pytest.mark.parametrize("biased", [False, True])
+    @pytest.mark.parametrize(
+        "gate",
+        [
+            GateSpec(),
+            GateSpec("gelu"),
+            GateSpec("gelu_tanh"),
+            pytest.param(GateSpec(slope=1.702, shift=1.0, limit=2.0), id="bounded"),
+        ],
+    )
+    def test_moe(
+        self,
+        backend: Backend[Any],
+        rng: np.random.Generator,
+        dtype: DType,
+        gate: GateSpec,
+        biased: bool,
+        tokens: int,
+    ) -> None:
+        count, spec = 5, RoutingSpec(2, renormalize=True)
+        sizes = {"gate_up": (2 * 6, 8), "down": (8, 6)}
+        matrices = {role: [rng.standard_normal(size) for _ in range(count)] for role, size in sizes.items()}
+        biases = {role: [rng.standard_normal(size[0]) for _ in range(count)] for role, size in sizes.items()}
+        packed = {
+            role: [
+                backend.pack_weight([self.raw(matrix)], dtype, bias=[self.raw(bias)] if biased else [])
+                for matrix, bias in zip(matrices[role], biases[role], strict=True)
+            ]
+            for role in sizes
+        }
+        true = {
+            role: [
+                (self.rounded(backend, matrix, dtype), self.rounded(backend, bias, dtype) if biased else None)
+                for matrix, bias in zip(matrices[role], biases[role], strict=True)
+            ]
+            for role in sizes
+        }
+        x, router = rng.standard_normal((tokens, 8)), rng.standard_normal((count, 8))
+        on_device = self.tensor(backend, x, dtype)
+        chosen = backend.route(on_device, backend.pack_weight([self.raw(router)], DType.FLOAT32), spec)
+        got = backend.moe(on_device, *chosen, packed["gate_up"], packed["down"], gate)
+        shares = truth.route(truth.linear(self.rounded(backend, x, dtype), router), spec)
+        want = truth.moe(self.rounded(backend, x, dtype), shares, true["gate_up"], true["down"], gate)
         self.check_tensor(backend, got, want, dtype)
 
     def test_an_unknown_unit_is_not_fused(self, backend: Backend[Any]) -> None:

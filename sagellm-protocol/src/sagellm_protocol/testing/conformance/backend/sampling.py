@@ -32,12 +32,20 @@ _NEUTRAL: Mapping[str, Any] = {
     "banned": (),
     "allowed": None,
     "logprobs": None,
+    "mask": None,
 }
 
 
 def _batch(rows: Sequence[Mapping[str, Any]]) -> SamplingBatch:
     """A batch of rows, each given by what is not neutral in it."""
     return SamplingBatch(**{name: [row.get(name, value) for row in rows] for name, value in _NEUTRAL.items()})
+
+
+def _mask(*tokens: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The bits of some tokens; those past the vocabulary are set, and mean nothing."""
+    bits = np.zeros(-(-VOCAB // 32) * 32, dtype=np.uint8)
+    bits[[*tokens, *range(VOCAB, len(bits))]] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 _ROWS: Mapping[str, Mapping[str, Any]] = {
@@ -56,6 +64,10 @@ _ROWS: Mapping[str, Mapping[str, Any]] = {
     "banned": {"banned": (0, 5, 6)},
     "allowed": {"allowed": (2, 30, 40)},
     "allowed, greedy": {"temperature": 0.0, "allowed": (2, 30, 40)},
+    "masked": {"mask": _mask(0, 2, 31, 32, 40)},
+    "masked, greedy": {"temperature": 0.0, "mask": _mask(31, 33)},
+    "masked and allowed": {"mask": _mask(3, 5, 31, 39), "allowed": (3, 31, 32)},
+    "masked, biased, top k": {"mask": _mask(*range(0, 41, 2)), "bias": {4: 3.0, 5: 50.0}, "top_k": 4},
     "penalised, greedy": {"temperature": 0.0, "repetition_penalty": 3.0, "output_tokens": tuple(range(0, 41, 2))},
     "banned, greedy": {"temperature": 0.0, "banned": tuple(range(0, 41, 3))},
     "one left": {"top_k": 1},
