@@ -13,10 +13,12 @@ import argparse
 import datetime as dt
 import json
 import os
-import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+from benchmarks.machine import describe_machine
 
 from . import PEERS
 from .base import Peer, Setting
@@ -38,6 +40,7 @@ DEFAULT_HOME = Path("~/.cache/sagellm-peers")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write JSON if asked."""
     given = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that engines are ended on the way out
     setting = Setting(given.home.expanduser(), given.threads, VOCAB_SIZE)
     peers = {name: PEERS[name](setting) for name in given.only}
     versions, broken = _set_up(peers)
@@ -45,21 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in peers:
             print(f"{peers[name].name} {versions[name]}" if name in versions else f"{peers[name].name}: {broken[name]}")
         return 1 if broken else 0
-    results = Results(_machine(), dt.datetime.now().astimezone().date().isoformat(), given.threads, given.rounds)
+    results = Results(
+        describe_machine(), dt.datetime.now().astimezone().date().isoformat(), given.threads, given.rounds
+    )
     shelf = Shelf(setting.home / "weights", lambda: _quantizer(setting))
     for kind in given.weights:
-        entrants = []
-        for name, peer in peers.items():
-            for form in peer.formats.get(kind, ()):
-                row = Row(peer.name, form, kind, versions.get(name, ""))
-                results.rows.append(row)
-                try:
-                    if name in broken:
-                        raise PeerError(broken[name])
-                    entrants.append(Entrant(peer, shelf.get(form), row))
-                except PeerError as error:
-                    row.failures.update(dict.fromkeys((*WORKLOADS, START, MEMORY_ONE, MEMORY_MANY), str(error)))
-        rates(entrants, [WORKLOADS[key] for key in given.work if key in WORKLOADS], given.rounds)
+        entrants = _enter(kind, peers, versions, broken, shelf, results)
+        workloads = [WORKLOADS[key] for key in given.work if key in WORKLOADS]
+        if workloads:
+            rates(entrants, workloads, given.rounds)
         if "start" in given.work:
             starts(entrants, given.starts)
         if "memory" in given.work:
@@ -117,20 +114,28 @@ def _set_up(peers: dict[str, Peer]) -> tuple[dict[str, str], dict[str, str]]:
     return versions, broken
 
 
+def _enter(
+    kind: str, peers: dict[str, Peer], versions: dict[str, str], broken: dict[str, str], shelf: Shelf, results: Results
+) -> list[Entrant]:
+    """Who takes part with weights of one class; each gets a row of the results, and so does who cannot."""
+    entrants = []
+    for name, peer in peers.items():
+        for form in peer.formats.get(kind, ()):
+            row = Row(peer.name, form, kind, versions.get(name, ""))
+            results.rows.append(row)
+            try:
+                if name in broken:
+                    raise PeerError(broken[name])
+                entrants.append(Entrant(peer, shelf.get(form), row))
+            except PeerError as error:
+                row.failures.update(dict.fromkeys((*WORKLOADS, START, MEMORY_ONE, MEMORY_MANY), str(error)))
+    return entrants
+
+
 def _quantizer(setting: Setting) -> Path:
     llama = LlamaCpp(setting)
     llama.setup()
     return llama.tool("llama-quantize")
-
-
-def _machine() -> str:
-    """Processor, cores and load, for people."""
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except FileNotFoundError:
-        found = None
-    model = found.group(1) if found else "processor unknown"
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks.engine import Prompts
 
 from .weights import Weights
 from .worker import Worker
-from .workloads import Counts, Workload
+from .workloads import MOST_STREAMS, Counts, Workload
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Peer(ABC):
             weights: What it shall load.
             workload: The only one it will be asked for, or ``None`` for all of them.
         """
+
+    def streams(self, workload: Workload | None) -> int:
+        """Requests at once that a worker for ``workload`` has to be ready for."""
+        return workload.streams if workload else MOST_STREAMS
 
     def prompts(self, workload: Workload, seed: int) -> Prompts:
         """The prompts of one round."""

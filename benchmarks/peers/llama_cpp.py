@@ -26,7 +26,6 @@ from .worker import Process, Worker
 from .workloads import Counts, Workload
 
 _TOOLS = ("llama-bench", "llama-server", "llama-quantize")
-_SLOTS = 64
 _SLOT_TOKENS = 512
 """Context of a slot: more than the requests here need."""
 _ERRORS_AND_WARNINGS = "2"
@@ -58,8 +57,7 @@ class LlamaCpp(Peer):
 
     def start(self, weights: Weights, workload: Workload | None) -> Server:
         """As :class:`~.base.Peer` has it."""
-        slots = workload.streams if workload else _SLOTS
-        return Server(self.tool("llama-server"), weights.path, self._setting.threads, slots)
+        return Server(self.tool("llama-server"), weights.path, self._setting.threads, self.streams(workload))
 
     def rate(self, worker: Worker, weights: Weights, workload: Workload, seed: int) -> float:
         """As :class:`~.base.Peer` has it."""
@@ -108,7 +106,6 @@ class Server:
     """``llama-server``, sized for what it will be asked, and asked over HTTP by a thread a request."""
 
     def __init__(self, program: Path, model: Path, threads: int, slots: int) -> None:
-        self._slots = slots
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port: int = free.getsockname()[1]
         sizes = ["-np", str(slots), "-c", str(slots * _SLOT_TOKENS), "-t", str(threads), "-tb", str(threads)]

@@ -10,8 +10,6 @@ from .weights import Weights
 from .worker import Script
 from .workloads import Workload
 
-_SEQUENCES = 64
-
 
 class OpenVINO(Peer):
     """``LLMPipeline`` and ``ContinuousBatchingPipeline`` of ``openvino-genai``."""
@@ -27,6 +25,5 @@ class OpenVINO(Peer):
 
     def start(self, weights: Weights, workload: Workload | None) -> Script:
         """As :class:`~.base.Peer` has it."""
-        streams = workload.streams if workload else _SEQUENCES
-        options = {"model": str(weights.path), "threads": self._setting.threads, "streams": streams}
+        options = {"model": str(weights.path), "threads": self._setting.threads, "streams": self.streams(workload)}
         return Script(self._environment.python, "openvino_pipelines.py", options)

@@ -12,8 +12,6 @@ from .weights import Weights
 from .worker import Script
 from .workloads import Workload
 
-_SEQUENCES = 64
-
 _IMPORT_COST = """
 import re, sys
 high = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
@@ -35,8 +33,7 @@ class Ours(Peer):
 
     def start(self, weights: Weights, workload: Workload | None) -> Script:
         """As :class:`~.base.Peer` has it."""
-        streams = workload.streams if workload else _SEQUENCES
-        options = {"model": str(weights.path), "threads": self._setting.threads, "streams": streams}
+        options = {"model": str(weights.path), "threads": self._setting.threads, "streams": self.streams(workload)}
         return Script(sys.executable, "sagellm_llm.py", options)
 
 

@@ -20,7 +20,6 @@ from .workloads import Workload
 
 _DROPPED = {"torch", "torchvision", "torchaudio", "torchcodec"}
 """The first is installed before; the others do not match it, and nothing here needs them."""
-_SEQUENCES = 64
 _KV_CACHE_GIB = 1
 
 
@@ -42,7 +41,7 @@ class VLLM(Peer):
 
     def start(self, weights: Weights, workload: Workload | None) -> Script:
         """As :class:`~.base.Peer` has it."""
-        options = {"model": str(weights.path), "streams": workload.streams if workload else _SEQUENCES}
+        options = {"model": str(weights.path), "streams": self.streams(workload)}
         processors = sorted(os.sched_getaffinity(0))[: self._setting.threads]
         env = {
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors)),

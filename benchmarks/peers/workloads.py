@@ -54,3 +54,4 @@ WORKLOADS = {
         Workload("d", "64 requests at once, prompt 128, output 128", 64, 128, 128, Counts.OUTPUT),
     )
 }
+MOST_STREAMS = max(one.streams for one in WORKLOADS.values())

@@ -166,6 +166,19 @@ class ToyBackend:
     def take_rows(self, x: np.ndarray, rows: Sequence[int]) -> np.ndarray:
         return x[list(rows)]
 
+    def segment_sum(self, x: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+        return np.stack([rows.sum(0) for rows in np.split(x, np.cumsum(lengths)[:-1])])
+
+    def plan_segments(self, lengths: Sequence[int]) -> list[int]:
+        return list(lengths)
+
+    def segment_attention(
+        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, plan: list[int], *, scale: float
+    ) -> np.ndarray:
+        cuts = np.cumsum(plan)[:-1]
+        parts = zip(*(np.split(part, cuts) for part in (q, k, v)), strict=True)
+        return np.concatenate([truth.segment_attention(*each, scale=scale) for each in parts])
+
     def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> ToyCache:
         layers = [
             tuple(

@@ -76,6 +76,10 @@ class TorchBackend:
         """``x[rows]``."""
         return x.index_select(0, torch.tensor(rows, dtype=torch.int64))
 
+    def segment_sum(self, x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Sums over the rows of each sequence, in float32."""
+        return torch.stack([rows.sum(0, dtype=torch.float32) for rows in x.split(list(lengths))])
+
     # -- weights ------------------------------------------------------------------------------------------------------
 
     def stored(

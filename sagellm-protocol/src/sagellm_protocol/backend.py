@@ -455,6 +455,40 @@ class Backend(Protocol[T]):
         """``x[rows]``: ``[T, E]`` to ``[R, E]``."""
         ...
 
+    def segment_sum(self, x: T, lengths: Sequence[int]) -> T:
+        """Sum the rows of each of S sequences that lie one after another, in float32: ``[T, E]`` to ``[S, E]``.
+
+        Args:
+            x: Rows of any activation.
+            lengths: Rows of each sequence, at least one; they sum to T.
+        """
+        ...
+
+    # -- attention without a cache ------------------------------------------------------------------------------------
+
+    def plan_segments(self, lengths: Sequence[int]) -> AttentionPlan:
+        """Bring the lengths of sequences that lie one after another to the device, outside the forward pass.
+
+        Args:
+            lengths: Tokens of each sequence, at least one; they sum to T.
+        """
+        ...
+
+    def segment_attention(self, q: T, k: T, v: T, plan: AttentionPlan, *, scale: float) -> T:
+        """Attend within each sequence, to earlier and later tokens alike, and keep nothing.
+
+        Args:
+            q: ``[T, Hq, D]``, the sequences of the plan one after another.
+            k: ``[T, Hkv, D]``.
+            v: ``[T, Hkv, D]``.
+            plan: Made by :meth:`plan_segments`.
+            scale: Multiplies the scores.
+
+        Returns:
+            ``[T, Hq, D]`` in ``q``'s dtype; softmax runs in float32.
+        """
+        ...
+
     # -- paged attention ----------------------------------------------------------------------------------------------
 
     def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> KVCache:

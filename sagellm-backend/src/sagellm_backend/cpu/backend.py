@@ -36,10 +36,11 @@ from sagellm_protocol.backend import (
 from sagellm_protocol.devices import BackendCapabilities, DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from . import attention, native, sampling, weights
+from . import attention, native, sampling, segments, weights
 from .native import NativeMatrix
 from .plan import StepPlan, plan_step
 from .rotary import Rotary
+from .segments import SegmentPlan
 from .weights import CpuWeight
 
 _PLAIN = (WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16)
@@ -247,6 +248,16 @@ class CpuBackend(TorchBackend):
         group = plan.groups[cache.groups[layer]]
         attention.write(k, v, cache, layer, group.slots)
         return attention.attend(q, k, v, cache, layer, group, scale, softcap)
+
+    def plan_segments(self, lengths: Sequence[int]) -> SegmentPlan:
+        """Sequences of equal length go together."""
+        return segments.plan_segments(lengths)
+
+    def segment_attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: SegmentPlan, *, scale: float
+    ) -> torch.Tensor:
+        """One call of torch's kernel a length."""
+        return segments.attend(q, k, v, plan, scale)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,11 @@
-"""Paged attention as its definition reads: every query alone, over the keys it may see.
+"""Attention as its definition reads: every query alone, over the keys it may see.
 
 Knows nothing of batching or masks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -57,3 +59,27 @@ def attend(
             outputs.append(torch.einsum("hn,nhd->hd", torch.softmax(scores, dim=-1), seen_values).to(q.dtype))
             token += 1
     return torch.stack(outputs) if outputs else q.new_empty(0, q.shape[1], v.shape[2])
+
+
+def attend_within(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int], scale: float
+) -> torch.Tensor:
+    """Attend within each sequence in both directions.
+
+    Args:
+        q: ``[T, Hq, D]``.
+        k: ``[T, Hkv, D]``.
+        v: ``[T, Hkv, D]``.
+        lengths: Tokens of each sequence.
+        scale: Multiplies the scores.
+
+    Returns:
+        ``[T, Hq, D]`` in ``q``'s dtype.
+    """
+    repeat = q.shape[1] // k.shape[1]
+    outputs = []
+    for queries, keys, values in zip(*(part.float().split(list(lengths)) for part in (q, k, v)), strict=True):
+        keys, values = (part.repeat_interleave(repeat, dim=1) for part in (keys, values))  # [L, Hq, D]
+        weights = torch.softmax(torch.einsum("qhd,khd->hqk", queries, keys) * scale, dim=-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, values))
+    return torch.cat(outputs).to(q.dtype)

@@ -175,6 +175,16 @@ class ReferenceBackend(TorchBackend):
         """Write, then attend, one query at a time."""
         return attention.attend(q, k, v, cache, layer, plan, scale, softcap)
 
+    def plan_segments(self, lengths: Sequence[int]) -> list[int]:
+        """The lengths are plan enough."""
+        return list(lengths)
+
+    def segment_attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: list[int], *, scale: float
+    ) -> torch.Tensor:
+        """Sequence by sequence."""
+        return attention.attend_within(q, k, v, plan, scale)
+
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """Row by row, in double precision."""
         return sampling.sample(logits, batch)

@@ -1,4 +1,4 @@
-"""Causal attention of one sequence at a time; paging is the business of whoever calls.
+"""Attention of one sequence at a time, causal or in both directions; paging is the business of whoever calls.
 
 Knows nothing of caches.
 """
@@ -47,4 +47,24 @@ def paged_attention(
             if softcap is not None:
                 scores = softcap * np.tanh(scores / softcap)
             result[row, head] = softmax(scores) @ values[first : position + 1, shared]
+    return result
+
+
+def segment_attention(q: Floats, keys: Floats, values: Floats, *, scale: float) -> Floats:
+    """Attend each token of a sequence to all of it.
+
+    Args:
+        q: ``[L, Hq, D]``.
+        keys: ``[L, Hkv, D]``.
+        values: ``[L, Hkv, D]``.
+        scale: Multiplies the scores.
+
+    Returns:
+        ``[L, Hq, D]``.
+    """
+    group = q.shape[1] // keys.shape[1]
+    result = np.zeros_like(q)
+    for head in range(q.shape[1]):
+        scores = q[:, head] @ keys[:, head // group].T * scale
+        result[:, head] = softmax(scores) @ values[:, head // group]
     return result

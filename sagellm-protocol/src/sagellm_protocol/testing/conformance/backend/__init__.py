@@ -9,11 +9,17 @@ from .attention import AttentionConformance
 from .device import DeviceConformance
 from .operations import OperationConformance
 from .sampling import SamplingConformance
+from .segments import SegmentConformance
 from .weights import WeightConformance
 
 
 class BackendConformance(
-    WeightConformance, OperationConformance, AttentionConformance, SamplingConformance, DeviceConformance
+    WeightConformance,
+    OperationConformance,
+    AttentionConformance,
+    SegmentConformance,
+    SamplingConformance,
+    DeviceConformance,
 ):
     """Subclass it, and implement :meth:`~.base.BackendSuite.make_backend`."""
 
