@@ -14,19 +14,8 @@ inline int padded(int count) { return ceil_div(count, kLanes) * kLanes; }
 // Results laid out in memory: largest scores, sums, then what was accumulated.
 inline Sums sums_at(float* base, int count) { return {base, base + padded(count), base + 2 * padded(count)}; }
 
-void finish(const Sums& sums, int r, int dim, float* out) {
-    const float by = 1.0f / sums.sum[r];
-    for (int d = 0; d < dim; d += kLanes) store(out + d, load(sums.acc + long(r) * dim + d) * by);
-}
-
-// Where a piece begins to read, and up to where.
-struct Range {
-    int begin, end;
-};
-
-Range range_of(const AttentionJob& job, const Piece& piece) {
-    const int first = job.step->positions[piece.token], last = job.step->positions[piece.token + piece.count - 1];
-    return {job.shape.first(first), last + 1};
+void finish(const Kernels& k, const Sums& sums, int r, int dim, float* out) {
+    k.scaled(sums.acc + long(r) * dim, 1.0f / sums.sum[r], dim, out);
 }
 
 }  // namespace
@@ -81,8 +70,7 @@ void keep(const AttentionJob& job, int sequence, int position, int kv_head, bool
 }
 
 void attend_piece(const AttentionJob& job, int number) {
-    const std::vector<Piece>& pieces = job.plan->pieces;
-    const Piece& piece = pieces[size_t(number)];
+    const Piece& piece = job.plan->pieces[size_t(number)];
     const Shape& shape = job.shape;
     const int dim = shape.dim, group = shape.queries(), count = piece.count * group;
     Queries queries;
@@ -97,27 +85,19 @@ void attend_piece(const AttentionJob& job, int number) {
             queries.first[r] = shape.first(position);
         }
     }
-    const Range range = range_of(job, piece);
-    const Pages pages = pages_of(job, piece.sequence, piece.kv_head, range.end);
+    // The first of the queries sees from the earliest token on, the last up to the latest.
+    const int begin = queries.first[0], end = queries.limit[count - 1];
+    const Pages pages = pages_of(job, piece.sequence, piece.kv_head, end);
     const bool part = piece.split >= 0;
-    const int first = part ? piece.split : pages.split_of(range.begin);
-    const int last = part ? piece.split + 1 : pages.split_of(range.end - 1) + 1;
-    Pages next = pages;
-    int next_first = 0;
-    const bool more = size_t(number + 1) < pieces.size();
-    if (more) {
-        const Piece& then = pieces[size_t(number + 1)];
-        const Range wanted = range_of(job, then);
-        next = pages_of(job, then.sequence, then.kv_head, wanted.end);
-        next_first = then.split >= 0 ? then.split : next.split_of(wanted.begin);
-    }
+    const int first = part ? piece.split : pages.split_of(begin);
+    const int last = part ? piece.split + 1 : pages.split_of(end - 1) + 1;
     alignas(64) float memory[2 * kMaxQueries + kMaxQueries * kMaxHead];
     Sums sums = sums_at(part ? job.partials + size_t(piece.partial) * partial_floats(shape) : memory, count);
-    job.k->attend(&queries, &pages, first, last, more ? &next : nullptr, next_first, &sums);
+    job.k->attend(&queries, &pages, first, last, &sums);
     if (part) return;
     for (int r = 0; r < count; r++) {
         const int token = piece.token + r / group, h = piece.kv_head * group + r % group;
-        finish(sums, r, shape.value_dim, job.out + (long(token) * shape.heads + h) * shape.value_dim);
+        finish(*job.k, sums, r, shape.value_dim, job.out + (long(token) * shape.heads + h) * shape.value_dim);
     }
 }
 
@@ -136,7 +116,7 @@ void join_splits(const AttentionJob& job, int token, float* out) {
             const Sums one = sums_at(job.partials + size_t(first + h * splits + s) * partial_floats(job.shape), group);
             job.k->fold(group, dim, &total, &one);
         }
-        for (int g = 0; g < group; g++) finish(total, g, dim, out + long(h * group + g) * dim);
+        for (int g = 0; g < group; g++) finish(*job.k, total, g, dim, out + long(h * group + g) * dim);
     }
 }
 
@@ -184,7 +164,7 @@ void operation_body(void* context, int rank, int size) {
         rows_of(i, [&](int t) {
             float* q = job.scaled + long(t) * shape.heads * shape.head_dim;
             read_row(shape.type, job.q, long(t) * shape.heads * shape.head_dim, shape.heads * shape.head_dim, q);
-            for (int j = 0; j < shape.heads * shape.head_dim; j++) q[j] *= shape.scale;
+            job.attention.k->scaled(q, shape.scale, shape.heads * shape.head_dim, q);
             for (int h = 0; h < shape.kv_heads; h++) {
                 const long head = long(t) * shape.kv_heads + h;
                 read_row(shape.type, job.k, head * shape.head_dim, shape.head_dim, row);

@@ -86,11 +86,6 @@ SAGE_INLINE Split find_split(const Pages* pages, int number) {
     return split;
 }
 
-// Blocks lie anywhere, so the processor cannot guess what is wanted next.
-SAGE_INLINE void ask_for(const uint8_t* from, size_t bytes) {
-    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line);
-}
-
 // -- scores -----------------------------------------------------------------------------------------------------------
 
 // Queries in the form that meets keys of a type.
@@ -189,21 +184,16 @@ SAGE_INLINE void keep_scores(const Queries* queries, int row, const Split& split
 }
 
 template <int Type, int R>
-SAGE_INLINE void score_rows(const Queries* queries, const Packed* q, int row, const Tile& tile, const Split& split, bool ask,
-                            Scores* out) {
+SAGE_INLINE void score_rows(const Queries* queries, const Packed* q, int row, const Tile& tile, const Split& split, Scores* out) {
     F16 most[R];
     for (int r = 0; r < R; r++) most[r] = splat(kNone);
     int n = 0;
     for (; n + kTilesAtOnce <= split.tiles; n += kTilesAtOnce) {
-        if (ask) {
-            for (int i = 0; i < kTilesAtOnce; i++) ask_for(split.at[n + i] + tile.values, tile.bytes - tile.values);
-        }
         F16 s[R][kTilesAtOnce];
         score<Type, R, kTilesAtOnce>(q, row, tile, split.at + n, s);
         keep_scores<R, kTilesAtOnce>(queries, row, split, n, s, most, out);
     }
     for (; n < split.tiles; n++) {
-        if (ask) ask_for(split.at[n] + tile.values, tile.bytes - tile.values);
         F16 s[R][1];
         score<Type, R, 1>(q, row, tile, split.at + n, s);
         keep_scores<R, 1>(queries, row, split, n, s, most, out);
@@ -347,7 +337,7 @@ SAGE_INLINE void by_rows(int count, const Work& work) {
 }
 
 template <int Type>
-void attend_of(const Queries* queries, const Pages* pages, int first, int last, const Pages* next, int next_first, Sums* out) {
+void attend_of(const Queries* queries, const Pages* pages, int first, int last, Sums* out) {
     const int count = queries->count;
     const Tile& tile = pages->tile;
     Packed packed;
@@ -361,32 +351,20 @@ void attend_of(const Queries* queries, const Pages* pages, int first, int last, 
         store(scores.sum + r, F16{});
     }
     memset(out->acc, 0, size_t(count) * tile.value_dim * sizeof(float));
-    Split split = find_split(pages, first);
     for (int number = first; number < last; number++) {
-        bool ask = true;
-        by_rows(count, [&]<int R>(int row) {
-            score_rows<Type, R>(queries, &packed, row, tile, split, ask, &scores);
-            ask = false;
-        });
+        const Split split = find_split(pages, number);
+        by_rows(count, [&]<int R>(int row) { score_rows<Type, R>(queries, &packed, row, tile, split, &scores); });
         fold_sums(count, out, scores.max, scores.sum, keep, add);
         pack_weights<Type>(count, tile, split, &scores);
-        Split after{};
-        if (number + 1 < last) {
-            after = find_split(pages, number + 1);
-        } else if (next != nullptr) {
-            after = find_split(next, next_first);
-        }
-        for (int n = 0; n < after.tiles; n++) ask_for(after.at[n], tile.values);
         by_rows(count, [&]<int R>(int row) { weigh_rows<Type, R>(&scores, row, tile, split, keep, add, out->acc); });
-        split = after;
     }
 }
 
-void attend(const Queries* queries, const Pages* pages, int first, int last, const Pages* next, int next_first, Sums* out) {
+void attend(const Queries* queries, const Pages* pages, int first, int last, Sums* out) {
     switch (pages->tile.type) {
-        case SAGE_TYPE_F32: attend_of<SAGE_TYPE_F32>(queries, pages, first, last, next, next_first, out); break;
-        case SAGE_TYPE_BF16: attend_of<SAGE_TYPE_BF16>(queries, pages, first, last, next, next_first, out); break;
-        default: attend_of<SAGE_TYPE_I8>(queries, pages, first, last, next, next_first, out); break;
+        case SAGE_TYPE_F32: attend_of<SAGE_TYPE_F32>(queries, pages, first, last, out); break;
+        case SAGE_TYPE_BF16: attend_of<SAGE_TYPE_BF16>(queries, pages, first, last, out); break;
+        default: attend_of<SAGE_TYPE_I8>(queries, pages, first, last, out); break;
     }
 }
 

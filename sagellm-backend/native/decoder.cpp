@@ -29,24 +29,6 @@ struct StepJob {
     const int* plan_of;
 };
 
-void rotate(float* v, const float* trig, int rotary, int interleaved) {
-    const int half = rotary / 2;
-    const float *cosine = trig, *sine = trig + half;
-    if (interleaved) {
-        for (int i = 0; i < half; i++) {
-            const float a = v[2 * i], b = v[2 * i + 1];
-            v[2 * i] = a * cosine[i] - b * sine[i];
-            v[2 * i + 1] = b * cosine[i] + a * sine[i];
-        }
-        return;
-    }
-    for (int i = 0; i < half; i++) {
-        const float a = v[i], b = v[i + half];
-        v[i] = a * cosine[i] - b * sine[i];
-        v[i + half] = b * cosine[i] + a * sine[i];
-    }
-}
-
 void step_body(void* context, int rank, int size) {
     const StepJob& job = *static_cast<StepJob*>(context);
     const SageDecoder& d = *job.d;
@@ -126,10 +108,10 @@ void step_body(void* context, int rank, int size) {
                     const bool query = head < d.heads, key = !query && head < d.heads + d.kv_heads;
                     if (query && layer.q_norm != nullptr) k.rms_norm(v, layer.q_norm, dim, layer.eps, v);
                     if (key && layer.k_norm != nullptr) k.rms_norm(v, layer.k_norm, dim, layer.eps, v);
-                    if (query || key) rotate(v, b.trig + long(t) * d.rotary_dim, d.rotary_dim, d.interleaved);
+                    if (query || key) k.rotate(v, b.trig + long(t) * d.rotary_dim, d.rotary_dim, d.interleaved);
                     if (query) {
                         float* q = b.q + long(t) * width + head * dim;
-                        for (int j = 0; j < dim; j++) q[j] = v[j] * layer.scale;
+                        k.scaled(v, layer.scale, dim, q);
                     } else {
                         const int h = key ? head - d.heads : head - d.heads - d.kv_heads;
                         keep(attention, job.sequence_of[t], step.positions[t], h, !key, v);
@@ -149,9 +131,7 @@ void step_body(void* context, int rank, int size) {
                 const int t0 = (i / pieces) * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
                 k.linear(m, g0, g1, rows, t0, t1, buffer, ld);
                 for (int t = t0; t < t1; t++) {
-                    float* x = b.x + long(t) * hidden + g0 * kLanes;
-                    const float* y = buffer + long(t - t0) * ld;
-                    for (int j = 0; j < ld; j += kLanes) store(x + j, load(x + j) + load(y + j));
+                    k.add(b.x + long(t) * hidden + g0 * kLanes, buffer + long(t - t0) * ld, ld);
                 }
             });
         };

@@ -64,13 +64,17 @@ SAGE_INLINE I16 load_small(const uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return join(_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
 }
-SAGE_INLINE void store_quants(int8_t* p, F16 x) {
+SAGE_INLINE float store_quants(int8_t* p, F16 x) {
     __m256 a, b;
     memcpy(&a, &x, 32);
     memcpy(&b, reinterpret_cast<const char*>(&x) + 32, 32);
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    a = _mm256_round_ps(a, nearest);
+    b = _mm256_round_ps(b, nearest);
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)), 0xd8);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    return add_up((F16)join((__m256i)a, (__m256i)b));
 }
 
 }  // namespace

@@ -35,8 +35,11 @@ SAGE_INLINE F16 load_half(const uint8_t* p) {
 SAGE_INLINE I16 load_small(const uint8_t* p) {
     return (I16)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-SAGE_INLINE void store_quants(int8_t* p, F16 x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)x)));
+// Round to the nearest even and keep 8 bits of each; what they add up to.
+SAGE_INLINE float store_quants(int8_t* p, F16 x) {
+    const __m512 rounded = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(rounded)));
+    return add_up((F16)rounded);
 }
 
 }  // namespace

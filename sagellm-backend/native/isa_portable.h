@@ -59,8 +59,13 @@ SAGE_INLINE I16 load_small(const uint8_t* p) {
     memcpy(&to, v, 64);
     return to;
 }
-SAGE_INLINE void store_quants(int8_t* p, F16 x) {
-    for (int i = 0; i < 16; i++) p[i] = int8_t(lrintf(x[i]));
+SAGE_INLINE float store_quants(int8_t* p, F16 x) {
+    float sum = 0.0f;
+    for (int i = 0; i < 16; i++) {
+        p[i] = int8_t(lrintf(x[i]));
+        sum += float(p[i]);
+    }
+    return sum;
 }
 
 }  // namespace

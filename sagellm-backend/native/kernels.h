@@ -82,8 +82,12 @@ struct Kernels {
     void (*rms_norm)(const float* x, const float* weight, int size, float eps, float* out);
     // silu(gate) * up of n (a multiple of 16) values into gate.
     void (*silu_mul)(float* gate, const float* up, int n);
-    // Attend to splits first..last. Those of `next`, if any, are asked for in time.
-    void (*attend)(const Queries* queries, const Pages* pages, int first, int last, const Pages* next, int next_first, Sums* out);
+    // Turn the leading `rotary` values of a head by angles whose cosines, then sines, are given.
+    void (*rotate)(float* head, const float* trig, int rotary, int interleaved);
+    void (*add)(float* to, const float* from, int n);               // n a multiple of 16
+    void (*scaled)(const float* from, float by, int n, float* to);  // likewise
+    // Attend to splits first..last. A tile is read from its first byte to its last, so the processor fetches ahead itself.
+    void (*attend)(const Queries* queries, const Pages* pages, int first, int last, Sums* out);
     // Fold `from` into `into`; splits folded in order give what attend over all of them does.
     void (*fold)(int count, int dim, Sums* into, const Sums* from);
     // Put one token's key or value into its tile.

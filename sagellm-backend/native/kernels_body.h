@@ -32,7 +32,39 @@ void silu_mul(float* gate, const float* up, int n) {
     }
 }
 
-constexpr Kernels kTable = {prepare, prepare_block, linear, rms_norm, silu_mul, attend, fold, keep_key, keep_value};
+void rotate(float* v, const float* trig, int rotary, int interleaved) {
+    const int half = rotary / 2;
+    const float *cosine = trig, *sine = trig + half;
+    if (interleaved) {
+        for (int i = 0; i < half; i++) {
+            const float a = v[2 * i], b = v[2 * i + 1];
+            v[2 * i] = a * cosine[i] - b * sine[i];
+            v[2 * i + 1] = b * cosine[i] + a * sine[i];
+        }
+        return;
+    }
+    int i = 0;
+    for (; i + kLanes <= half; i += kLanes) {
+        const F16 a = load(v + i), b = load(v + half + i), c = load(cosine + i), s = load(sine + i);
+        store(v + i, a * c - b * s);
+        store(v + half + i, b * c + a * s);
+    }
+    for (; i < half; i++) {
+        const float a = v[i], b = v[i + half];
+        v[i] = a * cosine[i] - b * sine[i];
+        v[i + half] = b * cosine[i] + a * sine[i];
+    }
+}
+
+void add(float* to, const float* from, int n) {
+    for (int i = 0; i < n; i += kLanes) store(to + i, load(to + i) + load(from + i));
+}
+
+void scaled(const float* from, float by, int n, float* to) {
+    for (int i = 0; i < n; i += kLanes) store(to + i, load(from + i) * by);
+}
+
+constexpr Kernels kTable = {prepare, prepare_block, linear, rms_norm, silu_mul, rotate, add, scaled, attend, fold, keep_key, keep_value};
 
 }  // namespace
 }  // namespace sage

@@ -51,6 +51,7 @@ def attend(
         scale,
         softcap or 0.0,
     )
+    plan.struct.positions = plan.positions.ctypes.data
     status = library.handle.sage_attention(
         library.level if level is None else level,
         torch.get_num_threads(),

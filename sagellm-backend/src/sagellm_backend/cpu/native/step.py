@@ -24,7 +24,7 @@ class NativePlan:
 
     Attributes:
         cache: The pool it is a step over.
-        struct: What the kernels are given; ``ids`` is the caller's to set.
+        struct: What the kernels are given; ``ids`` and ``positions`` are the caller's to set.
         tokens: New tokens of the step.
     """
 
@@ -43,7 +43,7 @@ class NativePlan:
             cache.block_size,
             cache.kind,
             None,
-            self._positions.ctypes.data,
+            None,
             query_lens.ctypes.data,
             context_lens.ctypes.data,
             ctypes.addressof(pointers),
@@ -55,11 +55,11 @@ class NativePlan:
         )
 
     @cached_property
-    def _positions(self) -> NDArray[np.int32]:
+    def positions(self) -> NDArray[np.int32]:
         """Of each token, where it stands in its sequence: ``[T]``."""
         lens, ends = self._query_lens, self._context_lens
-        before = np.repeat(ends - np.cumsum(lens, dtype=np.int32), lens)
-        return (before + np.arange(self.tokens, dtype=np.int32)).astype(np.int32, copy=False)
+        before = np.repeat(ends - np.cumsum(lens), lens)
+        return (before + np.arange(self.tokens)).astype(np.int32)
 
 
 def _rectangles(groups: Sequence[Any]) -> list[NDArray[np.int32]]:
