@@ -8,7 +8,7 @@ from typing import Any
 from fake_executor import FakeExecutor
 from sagellm_core.core.loop import EngineCore, Outputs
 from sagellm_core.core.plan import StepPlan, TokenSampling
-from sagellm_core.core.request import Beginning, CoreRequest, Ending
+from sagellm_core.core.request import Beginning, CoreOutput, CoreRequest, Ending
 from sagellm_core.core.sizing import CoreLimits
 
 
@@ -56,6 +56,9 @@ class Harness:
 
     def step(self) -> Outputs:
         return self._keep(self.core.step())
+
+    def settle(self) -> list[CoreOutput]:
+        return self._keep(self.core.settle()).get(None, [])
 
     def abort(self, ticket: int, index: int | None = None) -> Outputs:
         return self._keep(self.core.abort(None, ticket, index))

@@ -82,7 +82,12 @@ class LLM:
         return self._run(self._engine.stats())
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Sampling = None, *, progress: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Sampling = None,
+        *,
+        progress: bool = True,
+        **fields: Any,
     ) -> list[Response]:
         """Continue prompts; all of them at once, as far as the engine has room.
 
@@ -90,6 +95,7 @@ class LLM:
             prompts: One, or several. A prompt is text, or token ids.
             sampling_params: One for all, or one for each; the protocol's defaults when absent.
             progress: Show a bar on standard error when it takes longer than a second.
+            fields: Further fields of every :class:`~sagellm_protocol.requests.Request` (``structured``, …).
 
         Returns:
             An answer a prompt, in their order.
@@ -98,8 +104,8 @@ class LLM:
             SageLLMError: The first that went wrong; nothing of the others goes on.
         """
         listed = _prompts(prompts)
-        fields = [{"prompt": one} if isinstance(one, str) else {"prompt_token_ids": tuple(one)} for one in listed]
-        return self._answer(fields, sampling_params, progress)
+        asked = [{"prompt": one} if isinstance(one, str) else {"prompt_token_ids": tuple(one)} for one in listed]
+        return self._answer([{**one, **fields} for one in asked], sampling_params, progress)
 
     def chat(
         self,

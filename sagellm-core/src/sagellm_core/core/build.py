@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sagellm_core.executor.backends import open_backend
 from sagellm_core.executor.inline import InlineExecutor
+from sagellm_core.grammar.store import GrammarStore
 from sagellm_core.loading import open_checkpoint
 from sagellm_protocol.engine import EngineSpec
 
@@ -28,12 +29,14 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     """
     checkpoint = open_checkpoint(path, spec.load_format, seed=spec.seed or 0, context=spec.max_model_len)
     backend = open_backend(spec.device, dtype=spec.dtype, threads=spec.threads)
+    grammars = GrammarStore(checkpoint.config.vocab_size, checkpoint.config.eos_token_ids)
     executor = InlineExecutor(
         checkpoint,
         backend,
         dtype=spec.dtype,
         quantization=spec.quantization,
         kv_cache_dtype=spec.kv_cache_dtype,
+        grammars=grammars,
     )
     checkpoint.release()
     info = executor.info
@@ -45,4 +48,4 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         device_kind=info.device.kind,
         free_bytes=executor.memory().free_bytes,
     )
-    return EngineCore(executor, limits, prefix_caching=spec.prefix_caching)
+    return EngineCore(executor, limits, prefix_caching=spec.prefix_caching, grammars=grammars)

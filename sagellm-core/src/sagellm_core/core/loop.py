@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
 
 import msgspec
 
 from sagellm_core.executor.base import CacheLayout, Executor, ModelInfo
+from sagellm_core.grammar.base import Grammar, GrammarError, Grammars
 from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.blocks import root_hash
 
@@ -50,6 +53,7 @@ class _Request:
     kv_tokens: int = 0
     kv_bytes: int = 0
     prompt_logprobs_sent: int = 0
+    grammar: Grammar | None = None  # held, so that it is there whenever a sequence of it is admitted
 
 
 class EngineCore:
@@ -59,9 +63,11 @@ class EngineCore:
         executor: Loaded; its cache is made here.
         limits: How large it is.
         prefix_caching: Whether prefixes outlive the sequences that computed them.
+        grammars: Compiles what output must follow; the executor has the same. Without it such requests are refused.
 
     Attributes:
         kv_log: What changes in the prefix cache.
+        wake: Called from another thread when :meth:`settle` has something to do.
     """
 
     def __init__(
@@ -70,9 +76,14 @@ class EngineCore:
         limits: CoreLimits,
         *,
         prefix_caching: bool = True,
+        grammars: Grammars | None = None,
     ) -> None:
         self.limits = limits
         self.kv_log = KVLog()
+        self.wake: Callable[[], None] = _nobody_waits
+        self._grammars = grammars
+        self._held = 0
+        self._compiled: deque[tuple[int, Future[Grammar]]] = deque()
         self._executor = executor
         self._prefix_caching = prefix_caching
         info = executor.info
@@ -127,6 +138,8 @@ class EngineCore:
             raise ValueError(f"a prompt of {length} tokens leaves no room in a context of {longest}")
         if (origin, request.ticket) in self._by_ticket:
             raise ValueError(f"ticket {request.ticket} is in flight already")
+        if request.sampling.grammar is not None and self._grammars is None:
+            raise ValueError("this core compiles no grammars")
         number = next(self._arrivals)
         # Without a prefix cache only siblings may share, under a root that is theirs alone.
         salt = request.cache_salt if self._prefix_caching else f"request {number}"
@@ -154,8 +167,56 @@ class EngineCore:
         self._by_ticket[origin, request.ticket] = number
         self._prompt_tokens += length
         self._stalled = False
+        if request.sampling.grammar is not None:
+            self._hold(number, sequences, request.sampling.grammar)
+            return
         for sequence in sequences:
             self._scheduler.add(sequence)
+
+    def teach(self, vocabulary: str) -> None:
+        """Say how tokens are spelt, before the first request with a grammar; a ``tokenizer.json``."""
+        if self._grammars is not None:
+            self._grammars.teach(vocabulary)
+
+    def settle(self) -> Outputs:
+        """Let those go on whose grammars have been compiled; those whose could not be, end."""
+        outputs: Outputs = {}
+        while self._compiled:
+            number, compiled = self._compiled.popleft()
+            request = self._requests.get(number)
+            if request is None:  # aborted meanwhile
+                continue
+            self._stalled = False
+            problem = compiled.exception()
+            if problem is None:
+                request.grammar = compiled.result()
+            elif not isinstance(problem, GrammarError):
+                logger.error("a grammar could not be compiled", exc_info=problem)
+            for sequence in request.sequences:
+                if sequence.status is not Status.HELD:
+                    continue
+                self._held -= 1
+                if problem is None:
+                    sequence.status = Status.WAITING
+                    self._scheduler.add(sequence)
+                else:
+                    refused = isinstance(problem, GrammarError)
+                    sequence.finish = Finish.REFUSED if refused else Finish.FAILED
+                    sequence.error = str(problem) if refused else f"{type(problem).__name__}: {problem}"
+                    self._end(sequence, outputs)
+        return outputs
+
+    def _hold(self, number: int, sequences: list[Sequence], grammar: str) -> None:
+        assert self._grammars is not None
+        for sequence in sequences:
+            sequence.status = Status.HELD
+        self._held += len(sequences)
+        self._grammars.compile(grammar).add_done_callback(lambda compiled: self._note_compiled(number, compiled))
+
+    def _note_compiled(self, number: int, compiled: Future[Grammar]) -> None:
+        # In whichever thread it happens.
+        self._compiled.append((number, compiled))
+        self.wake()
 
     def abort(self, origin: Hashable, ticket: int, index: int | None = None) -> Outputs:
         """End a request, or one of its continuations, as cancelled; its blocks are free when this returns."""
@@ -164,6 +225,7 @@ class EngineCore:
         if number is not None:
             for sequence in self._requests[number].sequences:
                 if index in (None, sequence.index) and sequence.status is not Status.FINISHED:
+                    self._held -= sequence.status is Status.HELD
                     sequence.finish = Finish.CANCELLED
                     self._end(sequence, outputs)
         return outputs
@@ -206,7 +268,7 @@ class EngineCore:
         queued += sum(max(0, sequence.uncomputed - 1) for sequence in scheduler.running)
         return CoreStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + self._held,
             queued_prompt_tokens=queued,
             total_blocks=sum(counts),
             free_blocks=counts.free,
@@ -230,14 +292,18 @@ class EngineCore:
         self._blocks.check_integrity(running)
         assert all(not sequence.tables for sequence in self._scheduler.waiting), "a waiting sequence holds blocks"
         live = [s for request in self._requests.values() for s in request.sequences if s.status is not Status.FINISHED]
-        assert len(live) == len(running) + len(self._scheduler.waiting), (
+        held = sum(sequence.status is Status.HELD for sequence in live)
+        assert held == self._held, "a sequence waits for its grammar, and is not counted"
+        assert len(live) == len(running) + len(self._scheduler.waiting) + held, (
             "a live sequence is neither running nor waiting"
         )
         assert len(self._by_ticket) == len(self._requests), "a ticket outlived its request"
         assert not any(sequence.num_scheduled for sequence in live), "a token is scheduled between steps"
 
     def stop(self) -> None:
-        """Give up the executor."""
+        """Give up the executor, and compile nothing more."""
+        if self._grammars is not None:
+            self._grammars.stop()
         self._executor.stop()
 
     def _take_in(
@@ -256,6 +322,8 @@ class EngineCore:
             before = len(sequence.tokens)
             taken = sequence.append(produced.token_ids)
             self._generation_tokens += taken
+            if produced.complete and taken == len(produced.token_ids):
+                sequence.finish = Finish.STOP  # its last token may have been the last that it might have, too
             output = CoreOutput(request.ticket, sequence.index, produced.token_ids[:taken], produced.logprobs[:taken])
             if before == sequence.prompt_len and taken and sequence.times.scheduled is not None:
                 waited = sequence.times.scheduled - sequence.times.added
@@ -330,6 +398,10 @@ class EngineCore:
         request.kv_tokens = max(request.kv_tokens, tokens)
         held_bytes = sum(number * size for number, size in zip(blocks, self._block_bytes, strict=True))
         request.kv_bytes = max(request.kv_bytes, held_bytes)
+
+
+def _nobody_waits() -> None:
+    """For a core that is stepped by hand."""
 
 
 def _block_bytes(specs: Iterable[KVSpec], groups: tuple[KVSpec, ...], pool_bytes: int, num_blocks: int) -> list[int]:

@@ -27,6 +27,8 @@ class TokenSampling(msgspec.Struct, frozen=True, omit_defaults=True):
         min_tokens: Before this many tokens of output none of ``end_ids`` is produced.
         end_ids: Tokens that end the sequence.
         logprobs: Report each token's log-probability and this many of the likeliest.
+        grammar: What the output must follow, in the text that its compiler takes; compiled before the sequence is
+            admitted.
         prompt_logprobs: Likewise for the prompt's tokens; such a sequence takes no prefix hit, which would skip some.
     """
 
@@ -45,6 +47,7 @@ class TokenSampling(msgspec.Struct, frozen=True, omit_defaults=True):
     end_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None
 
 
 class NewSequence(msgspec.Struct, frozen=True):
@@ -123,6 +126,7 @@ class SlotResult(msgspec.Struct, frozen=True):
         token_ids: New tokens, none to several. The runner has appended them to the slot's output already.
         logprobs: One for each of them; empty if not asked for.
         prompt_logprobs: One for each prompt token whose predecessor was computed in this step; empty if not asked for.
+        complete: What its grammar asks for is there, and nothing may follow.
         error: Why this slot's sequence cannot go on; others are unharmed.
     """
 
@@ -131,6 +135,7 @@ class SlotResult(msgspec.Struct, frozen=True):
     logprobs: list[TokenLogprob] = []
     prompt_logprobs: list[TokenLogprob] = []
     error: str | None = None
+    complete: bool = False
 
 
 class StepResult(msgspec.Struct, frozen=True):

@@ -17,16 +17,20 @@ class Finish(str, Enum):
     """How a sequence ended in the core."""
 
     STOP = "stop"
-    """One of its end tokens was produced."""
+    """One of its end tokens was produced, or all that its grammar asks for."""
     LENGTH = "length"
     """It reached its limit, or alone could not be given another block."""
     CANCELLED = "cancelled"
     FAILED = "failed"
+    REFUSED = "refused"
+    """What its output was to follow is no grammar; the fault is the asker's."""
 
 
 class Status(Enum):
     """Where a sequence is."""
 
+    HELD = "held"
+    """Its grammar is being compiled; the scheduler has not heard of it."""
     WAITING = "waiting"
     """Holds neither a slot nor blocks: not yet admitted, or preempted."""
     RUNNING = "running"

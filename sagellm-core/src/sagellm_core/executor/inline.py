@@ -10,6 +10,7 @@ from typing import Any
 
 from sagellm_core import models
 from sagellm_core.core.plan import StepPlan, StepResult
+from sagellm_core.grammar.base import Grammars
 from sagellm_core.loading.base import Checkpoint
 from sagellm_protocol.backend import Backend, MemoryInfo
 from sagellm_protocol.errors import ErrorCode, SageLLMError
@@ -39,6 +40,7 @@ class InlineExecutor:
         dtype: Type to compute in, or ``auto``.
         quantization: A format of the backend's to quantise projections to at load.
         kv_cache_dtype: Type to keep keys and values in, or ``auto``.
+        grammars: Those that sequences follow, compiled before a plan names them.
 
     Raises:
         SageLLMError: ``UNSUPPORTED`` for a type, quantisation or architecture that is not offered; ``INVALID_REQUEST``
@@ -53,6 +55,7 @@ class InlineExecutor:
         dtype: str = AUTO,
         quantization: str | None = None,
         kv_cache_dtype: str = AUTO,
+        grammars: Grammars | None = None,
     ) -> None:
         capabilities = ops.capabilities()
         computed_in = compute_dtype(capabilities, dtype)
@@ -62,6 +65,7 @@ class InlineExecutor:
         self._ops = ops
         self._model = models.load(checkpoint, ops, computed_in, quantization)
         self._runner: Runner | None = None
+        self._grammars = grammars
         self._info = ModelInfo(
             architecture=config.architecture,
             model_key=checkpoint.key,
@@ -89,7 +93,7 @@ class InlineExecutor:
     def allocate(self, layout: CacheLayout) -> int:
         """Make the cache and the slots."""
         assert self._runner is None, "the cache is made once"
-        self._runner = Runner(self._model, self._ops, layout, self._info.kv_dtype)
+        self._runner = Runner(self._model, self._ops, layout, self._info.kv_dtype, self._grammars)
         return self._runner.cache.nbytes
 
     def run(self, plan: StepPlan) -> Done:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from sagellm_core.core.plan import SlotResult, StepPlan, StepResult, TokenLogprob
+from sagellm_core.grammar.base import Grammars
 from sagellm_core.models.base import Model
 from sagellm_protocol.backend import Backend, RowLogprobs
 from sagellm_protocol.devices import DType
 
 from .base import CacheLayout
+from .constraints import Constraints
 from .inputs import StepInputs, step_inputs
 from .sampling import SamplingBatches, may_produce
 from .slots import Slots
@@ -40,22 +43,28 @@ class Runner:
         ops: The backend.
         layout: Sizes of cache and slots.
         kv_dtype: Type the cache keeps.
+        grammars: What sequences' output may have to follow.
     """
 
-    def __init__(self, model: Model, ops: Backend[Any], layout: CacheLayout, kv_dtype: DType) -> None:
+    def __init__(
+        self, model: Model, ops: Backend[Any], layout: CacheLayout, kv_dtype: DType, grammars: Grammars | None = None
+    ) -> None:
         self._model = model
         self._ops = ops
         self.cache = ops.allocate_kv(model.kv_specs, layout.num_blocks, layout.block_size, kv_dtype)
         self._slots = Slots(layout, groups=len(dict.fromkeys(model.kv_specs)))
         self._batches = SamplingBatches(self._slots)
+        self._constraints = Constraints(self._slots, grammars)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Run one step to its end."""
         slots = self._slots
         for slot in plan.dropped:
             slots.drop(slot)
+            self._constraints.drop(slot)
         for new in plan.added:
             slots.add(new)
+            self._constraints.add(new)
         for blocks in plan.blocks:
             slots.extend(blocks)
         if plan.copies:
@@ -84,14 +93,18 @@ class Runner:
         if self._slots.restricted:
             stuck = [plan.slots[row] for row in rows if not may_produce(self._slots, plan.slots[row])]
             rows = [row for row in rows if plan.slots[row] not in stuck]
-        refused = [SlotResult(slot, [], error=_NO_CHOICE) for slot in stuck]
+        settled = [SlotResult(slot, [], error=_NO_CHOICE) for slot in stuck]
+        if self._constraints:
+            ended = self._constraints.prepare([plan.slots[row] for row in rows])
+            settled += ended.values()
+            rows = [row for row in rows if plan.slots[row] not in ended]
         if not rows:
-            return refused
+            return settled
         slots = [plan.slots[row] for row in rows]
         if len(rows) < len(inputs.ids):
             hidden = self._ops.take_rows(hidden, (inputs.ends[rows] - 1).tolist())
         drawn = self._draw(hidden, slots)
-        return _merge([*refused, *drawn], {}, plan.slots) if refused else drawn
+        return _merge([*settled, *drawn], {}, plan.slots) if settled else drawn
 
     def _draw(self, hidden: Any, slots: list[int]) -> list[SlotResult]:
         """A token for each slot; where the backend can draw none for one of them, that one fails alone.
@@ -101,7 +114,10 @@ class Runner:
             slots: The slots, ``R`` of them.
         """
         try:
-            drawn = self._ops.sample(self._model.logits(hidden), self._batches.batch(slots))
+            batch = self._batches.batch(slots)
+            if self._constraints:
+                batch = replace(batch, mask=self._constraints.masks(slots))
+            drawn = self._ops.sample(self._model.logits(hidden), batch)
         except Exception as error:  # whose row it was is found by drawing for each by itself
             if len(slots) > 1:
                 each = [self._draw(self._ops.take_rows(hidden, [row]), [slot]) for row, slot in enumerate(slots)]
@@ -109,10 +125,11 @@ class Runner:
             logger.exception("no token can be drawn")
             return [SlotResult(slots[0], [], error=f"no token can be drawn: {type(error).__name__}: {error}")]
         self._slots.append(slots, drawn.token_ids)
-        return [
+        results = [
             SlotResult(slot, [token], [] if logprob is None else [_reported(logprob)])
             for slot, token, logprob in zip(slots, drawn.token_ids, drawn.logprobs, strict=True)
         ]
+        return [self._constraints.accept(result) for result in results] if self._constraints else results
 
     def _prompt_logprobs(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> dict[int, list[TokenLogprob]]:
         found: dict[int, list[TokenLogprob]] = {}

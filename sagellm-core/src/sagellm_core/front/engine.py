@@ -32,6 +32,7 @@ from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding
 from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, ScoreResponse
 
+from .constraint import Constraint, need_grammars
 from .form import OutputForm, choose_form
 from .job import Job
 from .kv_feed import KVFeed
@@ -45,6 +46,7 @@ FEATURES = frozenset(
     {
         *(features.GENERATE, features.LOGPROBS, features.PROMPT_LOGPROBS, features.LOGIT_BIAS),
         *(features.ALLOWED_TOKEN_IDS, features.BAD_WORDS, features.ECHO, features.CACHE_SALT),
+        features.STRUCTURED_OUTPUT,
     }
 )
 
@@ -356,25 +358,36 @@ class FrontEngine:
                 prompt = await self.renderer.render(request)
             else:
                 self.renderer.check(request, prompt.token_ids)
+            constraint = None if self._form is None else self._form.constraint(request, prompt)
+            if constraint is not None:
+                await self._teach()
             if request_id in self._given_up:
                 raise _aborted()
             if self._state is not EngineState.READY:  # it may have changed meanwhile
                 self._refuse(request)
-            return self._submit(request, prompt, queued_s)
+            return self._submit(request, prompt, queued_s, constraint)
         finally:
             self._claimed.discard(request_id)
             self._given_up.discard(request_id)
 
-    def _submit(self, request: Request, prompt: RenderedPrompt, queued_s: float) -> Job:
+    async def _teach(self) -> None:
+        """Have the core know how tokens are spelt."""
+        link = self._link
+        if link is not None and not link.taught:
+            need_grammars()
+            link.teach(await asyncio.to_thread(self.renderer.tokenizer.backend.to_str))
+
+    def _submit(self, request: Request, prompt: RenderedPrompt, queued_s: float, constraint: Constraint | None) -> Job:
         core, link, params = self._core, self._link, request.sampling
         assert core is not None
         assert link is not None
         tokenizer = self.renderer.tokenizer
-        sampling = resolve_sampling(params, tokenizer, core.eos_token_ids, core.vocab_size)
+        grammar = None if constraint is None else constraint.grammar
+        sampling = resolve_sampling(params, tokenizer, core.eos_token_ids, core.vocab_size, grammar)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
         left_s = self._time_left(request, queued_s)
         parsing = None if self._form is None else self._form.parsing(request, prompt)
-        job = Job(request, prompt, tokenizer, next(self._tickets), queued_s, parsing)
+        job = Job(request, prompt, tokenizer, next(self._tickets), queued_s, parsing, constraint)
         # Before it is noted: what cannot be sent must leave nothing behind, and answers come in a later turn.
         link.add(
             CoreRequest(
@@ -480,6 +493,7 @@ def _conversation_features(form: OutputForm, *, trusting: bool) -> frozenset[str
         features.CHAT_TEMPLATE: trusting,
         features.REASONING_EFFORT: chat.reads("reasoning_effort"),
         features.TOOLS: form.tools is not None,
+        features.TOOL_CHOICE: form.tools is not None and form.tools.can_be_forced,
     }
     return frozenset(name for name, offers in offered.items() if offers)
 

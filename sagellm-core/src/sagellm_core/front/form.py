@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from sagellm_core.tokenizer import Tokenizer
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.interfaces import RenderedPrompt
-from sagellm_protocol.requests import Request
+from sagellm_protocol.requests import NamedTool, Request
 
+from .constraint import Constraint, Reasoning, arguments_of, chosen_tools, finished, forces_call, form_of, may_call
+from .grammar import GrammarWriter
 from .output import OutputParser
 from .parsing.stage import Stage
 from .reasoning import REASONING_PARSERS, ReasoningParser
@@ -114,6 +116,53 @@ class OutputForm:
             parallel=request.parallel_tool_calls,
             reasons=self.reasoning is not None,
         )
+
+    def constraint(self, request: Request, prompt: RenderedPrompt) -> Constraint | None:
+        """What a request's output must follow; ``None`` where nothing is asked of it.
+
+        A form is asked of the answer, so calls that are forced leave nothing to it, and those that may be made stand in
+        its place.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` for what the model's own form leaves no room for; ``INVALID_REQUEST``.
+        """
+        writer = GrammarWriter(self._special_id)
+        talks = request.messages is not None
+        answers: list[str] = []
+        if talks and may_call(request) and (forces_call(request) or request.structured is not None):
+            answers.append(self._forced_calls(request, writer))
+        if request.structured is not None and not (talks and forces_call(request)):
+            answers.append(form_of(request.structured, writer))
+        if not answers:
+            return None
+        start = answers[0] if len(answers) == 1 else writer.rule(" | ".join(answers))
+        if talks and self.reasoning is Harmony:
+            raise SageLLMError(
+                ErrorCode.UNSUPPORTED,
+                "this model writes its answer into channels of its own (harmony), which no grammar here covers",
+                "structured",
+            )
+        if talks and self.reasoning is not None and issubclass(self.reasoning, ReasoningParser):
+            reasoning = self.reasoning
+            opened = self._opened(reasoning, request, prompt)
+            start = Reasoning(reasoning.opens, reasoning.closes, opened).before(start, writer)
+        return finished(start, writer, "tools" if forces_call(request) else "structured")
+
+    def _forced_calls(self, request: Request, writer: GrammarWriter) -> str:
+        if self.tools is None or not self.tools.can_be_forced:
+            raise SageLLMError(
+                ErrorCode.UNSUPPORTED,
+                "there is no grammar for this model's form of calls, so they can stand neither forced nor beside a"
+                " form; leave tool_choice at auto without a form, or make it none",
+                "tool_choice" if forces_call(request) else "structured",
+            )
+        arguments = {tool.name: arguments_of(tool, writer) for tool in chosen_tools(request)}
+        several = request.parallel_tool_calls and not isinstance(request.tool_choice, NamedTool)
+        return self.tools.forced(arguments, writer, several=several)
+
+    def _special_id(self, marker: str) -> int | None:
+        token = self.tokenizer.backend.token_to_id(marker)
+        return token if token in self.tokenizer.special_ids else None
 
     def _opened(self, reasoning: type[ReasoningParser], request: Request, prompt: RenderedPrompt) -> bool:
         if request.continue_final_message and request.messages and reasoning.within(request.messages[-1].text):

@@ -21,6 +21,7 @@ from sagellm_protocol.metrics import Metrics, Timestamps
 from sagellm_protocol.requests import Request
 
 from .choice import Choice, position_logprobs
+from .constraint import Constraint
 from .form import Parsing
 
 
@@ -34,6 +35,7 @@ class Job:
         ticket: The core's number for it.
         queued_s: When it was accepted; monotonic seconds.
         parsing: How calls and reasoning are told from its answer, where there may be any.
+        constraint: What its output must follow; until that is compiled, the request may yet be refused.
 
     Attributes:
         outcome: How it ended, once it has; nothing changes it after.
@@ -48,6 +50,7 @@ class Job:
         ticket: int,
         queued_s: float,
         parsing: Parsing | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.request = request
         self.ticket = ticket
@@ -61,13 +64,14 @@ class Job:
         self._beginning: Beginning | None = None
         self._prompt_logprobs: list[CoreLogprob] = []
         self._started = False
+        self._constraint = constraint
         self._choices = [
             Choice(request.request_id, index, request.sampling, tokenizer, prompt.token_ids, parsing)
             for index in range(request.sampling.n)
         ]
         self._events: deque[StreamEvent] = deque()
         self._arrived = asyncio.Event()
-        if request.sampling.prompt_logprobs is None:
+        if request.sampling.prompt_logprobs is None and constraint is None:
             self._start()
 
     async def next_events(self) -> Sequence[StreamEvent]:
@@ -89,6 +93,9 @@ class Job:
             message = output.ending.message or "the engine core failed this request"
             self.fail(SageLLMError(ErrorCode.ENGINE_FAILED, message))
             return False
+        if output.ending is not None and output.ending.finish is Finish.REFUSED:
+            self.fail(self._refusal(output.ending.message or "it cannot be compiled"))
+            return False
         if output.beginning is not None and self._beginning is None:
             self._beginning = output.beginning
         self._prompt_logprobs.extend(output.prompt_logprobs)
@@ -109,6 +116,14 @@ class Job:
         if self.outcome is None:
             self._close(RequestEnding.of(error.code))
             self._put(ErrorEvent(request_id=self.request.request_id, error=error.info(), usage=self._usage()))
+
+    def _refusal(self, reason: str) -> SageLLMError:
+        what = "a tool's parameters cannot" if self._param == "tools" else "the form of the output cannot"
+        return SageLLMError(ErrorCode.INVALID_REQUEST, f"{what} be followed: {reason}", self._param)
+
+    @property
+    def _param(self) -> str | None:
+        return None if self._constraint is None else self._constraint.param
 
     def abandon(self) -> None:
         """End it without an event: nobody listens any more."""

@@ -12,7 +12,7 @@ from itertools import count
 
 from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
 from sagellm_core.transport.base import CoreClient
-from sagellm_core.transport.messages import Abort, Add, CoreMessage, KVChanges, Outputs, Ping, Pong, Ready, Watch
+from sagellm_core.transport.messages import Abort, Add, CoreMessage, KVChanges, Outputs, Ping, Pong, Ready, Teach, Watch
 
 STATS_WAIT_S = 0.25
 """How long statistics wait for a core that is in the middle of a step, before the last ones known are given."""
@@ -48,6 +48,7 @@ class CoreLink:
         self._heard_s: float | None = None
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._numbers = count()
+        self._taught = False
 
     @property
     def silence_s(self) -> float | None:
@@ -67,6 +68,17 @@ class CoreLink:
     def add(self, request: CoreRequest) -> None:
         """Have a request worked on."""
         self._client.send(Add(request))
+
+    def teach(self, vocabulary: str) -> None:
+        """Say how tokens are spelt, which the first grammar needs; said once, whatever is asked."""
+        if not self._taught:
+            self._client.send(Teach(vocabulary))
+            self._taught = True
+
+    @property
+    def taught(self) -> bool:
+        """Whether it was said."""
+        return self._taught
 
     def abort(self, ticket: int, index: int | None = None) -> None:
         """Have a request, or one continuation of it, forgotten."""

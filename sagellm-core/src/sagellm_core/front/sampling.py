@@ -22,7 +22,11 @@ _MASK = 2**64 - 1
 
 
 def resolve_sampling(
-    params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: Sequence[int], vocab_size: int
+    params: SamplingParams,
+    tokenizer: Tokenizer,
+    eos_token_ids: Sequence[int],
+    vocab_size: int,
+    grammar: str | None = None,
 ) -> TokenSampling:
     """How tokens are chosen, in token ids; those that ``params`` names are in the vocabulary.
 
@@ -31,6 +35,7 @@ def resolve_sampling(
         tokenizer: The model's.
         eos_token_ids: Tokens that end an answer.
         vocab_size: Rows of the model's embedding table.
+        grammar: What the output must follow.
 
     Raises:
         SageLLMError: ``INVALID_REQUEST`` for a bad word without tokens.
@@ -51,6 +56,7 @@ def resolve_sampling(
         end_ids=tuple(dict.fromkeys(ends)),
         logprobs=params.logprobs,
         prompt_logprobs=params.prompt_logprobs,
+        grammar=grammar,
     )
 
 

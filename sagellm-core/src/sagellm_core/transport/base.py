@@ -25,6 +25,10 @@ class Channel(Protocol):
         """All that has arrived, with who sent it; waits up to ``timeout_s`` for the first, blocked."""
         ...
 
+    def wake(self) -> None:
+        """Have :meth:`receive` return at once, or the next one. Called from any thread."""
+        ...
+
     def send(self, front: Hashable, message: CoreMessage) -> None:
         """Send to one front. Never waits."""
         ...

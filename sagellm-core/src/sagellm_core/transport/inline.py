@@ -26,18 +26,24 @@ class InlineChannel:
     """The core's end: a queue in, a callable out."""
 
     def __init__(self, send: Callable[[CoreMessage], None]) -> None:
-        self.inbox: queue.SimpleQueue[FrontMessage] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[FrontMessage | None] = queue.SimpleQueue()  # None wakes, and says nothing
         self._send = send
 
     def receive(self, timeout_s: float) -> Sequence[tuple[Hashable, FrontMessage]]:
         """All that has arrived."""
         arrived: list[tuple[Hashable, FrontMessage]] = []
         try:
-            arrived.append((_FRONT, self.inbox.get(timeout_s > 0, timeout_s or None)))
+            message = self.inbox.get(timeout_s > 0, timeout_s or None)
             while True:
-                arrived.append((_FRONT, self.inbox.get_nowait()))
+                if message is not None:
+                    arrived.append((_FRONT, message))
+                message = self.inbox.get_nowait()
         except queue.Empty:
             return arrived
+
+    def wake(self) -> None:
+        """Put nothing in the inbox, which ends a wait for something."""
+        self.inbox.put(None)
 
     def send(self, front: Hashable, message: CoreMessage) -> None:
         """Hand a message to the front's event loop."""

@@ -21,6 +21,16 @@ class Add(msgspec.Struct, frozen=True, tag=True):
     request: CoreRequest
 
 
+class Teach(msgspec.Struct, frozen=True, tag=True):
+    """How tokens are spelt; sent before the first request with a grammar.
+
+    Attributes:
+        vocabulary: The model's ``tokenizer.json``.
+    """
+
+    vocabulary: str
+
+
 class Abort(msgspec.Struct, frozen=True, tag=True):
     """End a request, or one continuation of it; answered by the ending of each that was still going on."""
 
@@ -42,7 +52,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Leave everything and end."""
 
 
-FrontMessage = Hello | Add | Abort | Ping | Watch | Stop
+FrontMessage = Hello | Add | Teach | Abort | Ping | Watch | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -14,7 +14,21 @@ from sagellm_core.core.request import CoreOutput, CoreRequest, Ending
 from sagellm_core.core.sequence import Finish
 
 from .base import Channel
-from .messages import Abort, Add, FrontMessage, Heartbeat, Hello, KVChanges, Outputs, Ping, Pong, Ready, Stop, Watch
+from .messages import (
+    Abort,
+    Add,
+    FrontMessage,
+    Heartbeat,
+    Hello,
+    KVChanges,
+    Outputs,
+    Ping,
+    Pong,
+    Ready,
+    Stop,
+    Teach,
+    Watch,
+)
 
 HEARTBEAT_S = 1.0
 """A front hears something at least this often, as long as steps are shorter."""
@@ -33,6 +47,7 @@ class _Service:
     def __init__(self, core: EngineCore, channel: Channel) -> None:
         self._core = core
         self._channel = channel
+        core.wake = channel.wake
         self._ready = _ready(core)
         self._watchers: set[Hashable] = set()
         self._kv_numbers = count()
@@ -45,6 +60,7 @@ class _Service:
                 if isinstance(message, Stop):
                     return
                 self._handle(front, message)
+            self._send_all(self._core.settle())
             if self._core.has_work:
                 self._send_all(self._core.step())
             if self._watchers:
@@ -65,6 +81,8 @@ class _Service:
         elif isinstance(message, Watch):
             self._core.kv_log.watched = True
             self._watchers.add(front)
+        elif isinstance(message, Teach):
+            self._core.teach(message.vocabulary)
         elif isinstance(message, Hello):
             self._heard[front] = time.monotonic()
             self._channel.send(front, self._ready)

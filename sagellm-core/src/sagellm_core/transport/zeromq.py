@@ -6,6 +6,8 @@ Knows how messages travel; nothing of processes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Callable, Hashable, Sequence
 
 import zmq
@@ -32,11 +34,21 @@ class RouterChannel:
         _unbounded(self._socket)
         self._socket.bind(address)
         self._fronts: set[bytes] = set()
+        # A socket belongs to one thread; a pipe to all of them.
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._woken, zmq.POLLIN)
 
     def receive(self, timeout_s: float) -> Sequence[tuple[Hashable, FrontMessage]]:
         """All that has arrived."""
         arrived: list[tuple[Hashable, FrontMessage]] = []
-        if not self._socket.poll(int(timeout_s * 1000)):
+        ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        if self._woken in ready:
+            os.read(self._woken, 4096)
+        if self._socket not in ready:
             return arrived
         while True:
             try:
@@ -45,6 +57,11 @@ class RouterChannel:
                 return arrived
             self._fronts.add(front)
             arrived.append((front, decode_front(body)))
+
+    def wake(self) -> None:
+        """Write into the pipe that is waited for beside the socket."""
+        with contextlib.suppress(BlockingIOError):  # full of wakings
+            os.write(self._waker, b"!")
 
     def send(self, front: Hashable, message: CoreMessage) -> None:
         """Send to one front; to one that is gone, nothing happens."""
@@ -61,6 +78,8 @@ class RouterChannel:
     def close(self, linger_s: float) -> None:
         """Close, giving what was sent last ``linger_s`` to leave."""
         self._socket.close(int(linger_s * 1000))
+        os.close(self._woken)
+        os.close(self._waker)
 
 
 class Dealer:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import secrets
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
+from sagellm_core.front.grammar import GrammarWriter
 from sagellm_core.front.parsing.json_text import read_string, read_value
 from sagellm_core.front.parsing.pieces import Arguments, CallEnd, CallStart, Content
 from sagellm_core.front.parsing.source import MalformedError, Reading, Tell
@@ -29,9 +31,11 @@ class ToolParser(Stage):
 
     Attributes:
         markers: Strings of the form that vocabularies have as special tokens; they must be part of the text.
+        can_be_forced: Whether :meth:`forced` writes a grammar of the form.
     """
 
     markers: ClassVar[tuple[str, ...]] = ()
+    can_be_forced: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,6 +48,17 @@ class ToolParser(Stage):
     def new_id() -> str:
         """An id for a call that the model gave none."""
         return f"call_{secrets.token_hex(12)}"
+
+    @classmethod
+    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+        """An expression for calls of some tools, and nothing beside them.
+
+        Args:
+            tools: For each function's name, an expression for its arguments.
+            writer: Takes further rules.
+            several: There may be more than one call.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no grammar of its form")
 
     @abstractmethod
     def _read_all(self) -> Reading[None]:

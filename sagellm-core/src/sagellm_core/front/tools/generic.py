@@ -6,7 +6,9 @@ For models that were told about tools by their template and were not trained on 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
+from sagellm_core.front.grammar import GrammarWriter
 from sagellm_core.front.parsing.source import MalformedError, Markers, Reading
 
 from .json_calls import JSONCalls
@@ -20,6 +22,15 @@ class GenericJSON(JSONCalls):
     """Objects and lists that nothing marks but a line of their own."""
 
     bare = True
+
+    @classmethod
+    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+        """An object, or a list of them."""
+        call = cls._call_of_any(tools, writer)
+        if not several:
+            return call
+        more = f"({writer.literal(', ')} {call})*"
+        return f"({call} | {writer.literal('[')} {call} {more} {writer.literal(']')})"
 
     def _read_all(self) -> Reading[None]:
         while marker := (yield from self._source.until(_OPENERS, self._tell)):

@@ -5,11 +5,15 @@ Source: the chat templates of Nous Research's Hermes 2 Pro and of Qwen 2.5 and Q
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from sagellm_core.front.grammar import GrammarWriter
 from sagellm_core.front.parsing.source import Markers, Reading
 
 from .json_calls import JSONCalls
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_BREAK = "\n"
 _OPENERS = Markers(_OPEN)
 
 
@@ -17,6 +21,13 @@ class Hermes(JSONCalls):
     """Objects between tags."""
 
     markers = (_OPEN, _CLOSE)
+
+    @classmethod
+    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+        """Blocks, each on lines of its own."""
+        call = cls._call_of_any(tools, writer)
+        block = writer.rule(f"{writer.literal(_OPEN, _BREAK)} {call} {writer.literal(_BREAK, _CLOSE)}")
+        return f"{block} ({writer.literal(_BREAK)} {block})*" if several else block
 
     def _read_all(self) -> Reading[None]:
         while (yield from self._source.until(_OPENERS, self._tell)):

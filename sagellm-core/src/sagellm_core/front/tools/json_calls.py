@@ -5,6 +5,11 @@ Knows nothing of what stands around them.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import ClassVar
+
+from sagellm_core.front.grammar import GrammarWriter, alternatives
 from sagellm_core.front.parsing.json_text import read_string, read_value
 from sagellm_core.front.parsing.source import MalformedError, Reading
 
@@ -32,9 +37,23 @@ class JSONCalls(ToolParser):
     Attributes:
         bare: Whether nothing but its own shape tells a call from other JSON: then it must have a name and arguments,
             and nothing that calls do not have.
+        key: What the family calls the arguments.
     """
 
     bare = False
+    can_be_forced = True
+    key: ClassVar[str] = "arguments"
+
+    @classmethod
+    def _call_of_any(cls, tools: Mapping[str, str], writer: GrammarWriter) -> str:
+        """A rule for one object."""
+        calls = []
+        for name, arguments in tools.items():
+            quoted = json.dumps(name, ensure_ascii=False)
+            head = '{"name": ' + quoted + f', "{cls.key}": '
+            calls.append(f"{writer.literal(head)} {arguments}")
+        close = writer.literal("}")
+        return writer.rule(f"{alternatives(calls)} {close}")
 
     def _object(self) -> Reading[None]:
         """Read one object and tell it as a call.

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from sagellm_core.front.grammar import GrammarWriter
 from sagellm_core.front.parsing.source import Markers, Reading
 
 from .json_calls import JSONCalls
@@ -18,6 +21,13 @@ class Llama3JSON(JSONCalls):
 
     markers = (_TAG,)
     bare = True
+    key = "parameters"
+
+    @classmethod
+    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+        """Objects with semicolons between them."""
+        call = cls._call_of_any(tools, writer)
+        return f"{call} ({writer.literal('; ')} {call})*" if several else call
 
     def _read_all(self) -> Reading[None]:
         while marker := (yield from self._source.until(_OPENERS, self._tell)):

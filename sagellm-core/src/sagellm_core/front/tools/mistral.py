@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import secrets
 import string
+from collections.abc import Mapping
 
+from sagellm_core.front.grammar import GrammarWriter, alternatives
 from sagellm_core.front.parsing.source import MalformedError, Markers, Reading
 
 from .json_calls import JSONCalls
@@ -29,6 +31,17 @@ class Mistral(JSONCalls):
     def new_id() -> str:
         """Nine letters and digits: its templates refuse any other."""
         return "".join(secrets.choice(_ALPHABET) for _ in range(9))
+
+    @classmethod
+    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+        """The second form where the vocabulary has its token, else the first."""
+        if writer.is_special(_ARGUMENTS):
+            heads = {name: writer.literal(_OPEN, name, _ARGUMENTS) for name in tools}
+            call = writer.rule(alternatives([f"{heads[name]} {arguments}" for name, arguments in tools.items()]))
+            return f"{call}+" if several else call
+        call = cls._call_of_any(tools, writer)
+        more = f"({writer.literal(', ')} {call})*" if several else ""
+        return f"{writer.literal(_OPEN, '[')} {call} {more} {writer.literal(']')}"
 
     def _read_all(self) -> Reading[None]:
         while (yield from self._source.until(_OPENERS, self._tell)):

@@ -1,0 +1,116 @@
+"""What slots' output must follow: which tokens may come next in each, and whether its text is complete.
+
+A slot that is taken again after a preemption follows its grammar through what it had produced. Knows nothing of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from sagellm_core.core.plan import NewSequence, SlotResult, TokenSampling
+from sagellm_core.grammar.base import GrammarError, Grammars, Matcher
+
+from .slots import Slots
+
+_Bits = npt.NDArray[np.uint32]
+
+
+class Constraints:
+    """The slots that follow grammars.
+
+    Rules. Tokens that end a text may come where the grammar is complete; other tokens that end this sequence may come
+    there too, and where the grammar has them. Where ends are held back, by ``min_tokens`` or because the sequence does
+    not end at them, the text goes on as long as the grammar lets it, and then ends.
+
+    Args:
+        slots: All of them.
+        grammars: Those that plans name, compiled.
+    """
+
+    def __init__(self, slots: Slots, grammars: Grammars | None) -> None:
+        self._slots = slots
+        self._grammars = grammars
+        self._matchers: dict[int, Matcher] = {}
+        self._words = np.zeros((0, 0), dtype=np.int32)
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._matchers)
+
+    def add(self, new: NewSequence) -> None:
+        """A sequence took its slot."""
+        if new.sampling.grammar is None:
+            return
+        assert self._grammars is not None, "a plan names a grammar, and there are none"
+        if not len(self._words):
+            self._words = np.zeros((len(self._slots.length), -(-self._grammars.vocab_size // 32)), dtype=np.int32)
+        matcher = self._matchers[new.slot] = self._grammars.get(new.sampling.grammar).matcher()
+        matcher.accept(new.output)
+
+    def drop(self, slot: int) -> None:
+        """A slot was freed."""
+        self._matchers.pop(slot, None)
+
+    def prepare(self, slots: Sequence[int]) -> dict[int, SlotResult]:
+        """Find out what may come next in each of ``slots``; those that end here, without another token."""
+        ended: dict[int, SlotResult] = {}
+        for slot in slots:
+            matcher = self._matchers.get(slot)
+            if matcher is None:
+                continue
+            try:
+                matcher.fill(self._words[slot])
+            except GrammarError as error:
+                ended[slot] = _broken(slot, error)
+                continue
+            if matcher.accepting and not self._may_go_on(slot, self._slots.sampling(slot)):
+                ended[slot] = SlotResult(slot, [], complete=True)
+        return ended
+
+    def masks(self, slots: Sequence[int]) -> list[Sequence[int] | None]:
+        """What :meth:`prepare` found, for a batch of these rows; good until it is called again."""
+        # An array is a sequence in all but name.
+        return [cast(Sequence[int], self._words[slot]) if slot in self._matchers else None for slot in slots]
+
+    def accept(self, result: SlotResult) -> SlotResult:
+        """Take in what a slot produced; the result, with what became of its grammar."""
+        matcher = self._matchers.get(result.slot)
+        if matcher is None or result.token_ids[-1] in self._slots.sampling(result.slot).end_ids:
+            return result
+        try:
+            matcher.accept(result.token_ids)
+        except GrammarError as error:
+            return _broken(result.slot, error)
+        if not matcher.complete:
+            return result
+        return SlotResult(result.slot, result.token_ids, result.logprobs, complete=True)
+
+    def _may_go_on(self, slot: int, sampling: TokenSampling) -> bool:
+        """Settle which ends may come where the text may end; whether any token may."""
+        assert self._grammars is not None
+        bits = self._words[slot].view(np.uint32)
+        own = sampling.end_ids
+        ignored = [token for token in self._grammars.end_ids if token not in own]
+        _clear(bits, ignored)
+        early = len(self._slots.output(slot)) < sampling.min_tokens
+        if early:
+            # They are banned anyway; what else may come decides whether anything does.
+            others = bits.copy()
+            _clear(others, own)
+            return bool(others.any())
+        for token in own:
+            bits[token >> 5] |= np.uint32(1 << (token & 31))
+        return not ignored or bool(bits.any())
+
+
+def _clear(bits: _Bits, tokens: Sequence[int]) -> None:
+    for token in tokens:
+        bits[token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFFFFFF)
+
+
+def _broken(slot: int, error: GrammarError) -> SlotResult:
+    return SlotResult(slot, [], error=f"the output's form cannot be followed any further: {error}")
