@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import encoders
-from . import mixture
+from . import encoders, mixture
 from .config import ModelConfig, Multipliers
 from .errors import corrupt, unsupported
 from .fields import Fields

@@ -18,8 +18,8 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 from .base import Model, ModelClass
 from .bert import Bert, Roberta
 from .cohere import Cohere
-from .encoder import Encoder, EncoderClass
 from .deepseek import DeepSeek
+from .encoder import Encoder, EncoderClass
 from .falcon import Falcon
 from .gemma import Gemma
 from .gemma2 import Gemma2
