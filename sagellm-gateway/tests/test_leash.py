@@ -23,7 +23,7 @@ async def test_the_error_takes_the_work_s_place_once_it_has_cleaned_up() -> None
                 await asyncio.sleep(0)
                 cleaned.append(True)
 
-    with pytest.raises(ValueError, match="^late$"):
+    with pytest.raises(ValueError, match=r"^late$"):
         await work()
     assert cleaned
     await asyncio.sleep(0)  # the task itself goes on
