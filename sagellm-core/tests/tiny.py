@@ -127,7 +127,6 @@ _gpt_oss = _of(
     num_local_experts=5,
     num_experts_per_tok=2,
     sliding_window=9,
-    swiglu_limit=1.5,
     rope_parameters={
         "rope_type": "yarn",
         "rope_theta": 10_000.0,
@@ -229,7 +228,9 @@ RECIPES: Mapping[str, Recipe] = {
     "gpt_neox": _gpt_neox(),
     "gpt_neox, one after the other": _gpt_neox(use_parallel_residual=False, attention_bias=False, rotary_pct=1.0),
     "gpt_oss": _gpt_oss(),
-    "gpt_oss, no window": _gpt_oss(layer_types=["full_attention"] * 3, swiglu_alpha=1.1, swiglu_limit=7.0),
+    "gpt_oss, no window, narrow gates": _gpt_oss(
+        layer_types=["full_attention"] * 3, swiglu_alpha=1.1, swiglu_limit=1.5
+    ),
     "granite": _granite(),
     "granite, tied, biases": _granite(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "mistral, window": _mistral(sliding_window=7),
@@ -255,8 +256,8 @@ RECIPES: Mapping[str, Recipe] = {
     "qwen2_moe, some layers, window": _qwen2_moe(
         norm_topk_prob=True, decoder_sparse_step=2, use_sliding_window=True, sliding_window=9, max_window_layers=3
     ),
-    "qwen3_moe": _qwen3_moe(),
-    "qwen3_moe, some layers": _qwen3_moe(norm_topk_prob=True, mlp_only_layers=[1], tie_word_embeddings=True),
+    "qwen3_moe": _qwen3_moe(norm_topk_prob=True),
+    "qwen3_moe, some layers": _qwen3_moe(mlp_only_layers=[1], tie_word_embeddings=True),
     "qwen3": _qwen3(head_dim=16),
     "qwen3, tied, biases": _qwen3(head_dim=8, tie_word_embeddings=True, attention_bias=True),
     "qwen3, window on the last layer": _qwen3(

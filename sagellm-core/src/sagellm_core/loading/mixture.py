@@ -82,7 +82,7 @@ def mixtral(fields: Fields, config: ModelConfig) -> Extras:
 def qwen_moe(fields: Fields, config: ModelConfig) -> Extras:
     """Qwen2-MoE and Qwen3-MoE: experts in some layers, and in the former one that every token goes through."""
     # What transformers writes for Qwen3-MoE, and what Qwen published.
-    experts = fields.integer("num_experts", None) or fields.integer("num_local_experts")
+    experts = fields.integer("num_experts" if fields.values.get("num_experts") is not None else "num_local_experts")
     step = fields.integer("decoder_sparse_step", 1)
     dense = fields.integers("mlp_only_layers")
     mixture = MixtureConfig(
