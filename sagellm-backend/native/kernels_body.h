@@ -3,6 +3,7 @@
 
 #include "attention_body.h"
 #include "linear_body.h"
+#include "sampling_body.h"
 
 namespace sage {
 namespace {
@@ -32,7 +33,8 @@ void silu_mul(float* gate, const float* up, int n) {
     }
 }
 
-constexpr Kernels kTable = {prepare, prepare_block, linear, rms_norm, silu_mul, attend, fold, keep_key, keep_value};
+constexpr Kernels kTable = {prepare, prepare_block, linear, rms_norm, silu_mul, attend, fold, keep_key, keep_value,
+                            kSampling};
 
 }  // namespace
 }  // namespace sage
