@@ -14,7 +14,8 @@ from sagellm_core.front.reasoning import REASONING_PARSERS
 from sagellm_core.front.tools import TOOL_PARSERS
 from sagellm_core.loading.gguf import FORMATS
 from sagellm_core.loading.hf_rope import ROPE_KINDS
-from sagellm_core.models import ARCHITECTURES
+from sagellm_core.models import ARCHITECTURES, ENCODERS
+from sagellm_core.options import OPTIONS
 from sagellm_protocol import EngineSpec
 
 SOURCES = Path(__file__).parents[1] / "src" / "sagellm_core"
@@ -42,8 +43,14 @@ def test_architectures_formats_and_rope_types_are_those_there_are(named: set[str
     assert set(ROPE_KINDS) <= named
 
 
+def test_encoders_are_those_there_are(named: set[str]) -> None:
+    told = {name for name in named if name.endswith(("Model", "ForSequenceClassification"))}
+    assert {name for name in told if not name.endswith("LMHeadModel")} == set(ENCODERS)
+
+
 def test_every_option_is_documented(named: set[str]) -> None:
     assert set(EngineSpec.model_fields) <= named
+    assert set(OPTIONS) <= named
 
 
 def test_parsers_and_their_signs_are_those_there_are(text: str, named: set[str]) -> None:
