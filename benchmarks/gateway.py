@@ -166,13 +166,15 @@ class Reader(asyncio.Protocol):
 class OverHttp:
     """``sagellm serve`` in a process of its own, asked over kept connections."""
 
-    def __init__(self, pid: int, readers: Sequence[Reader]) -> None:
+    def __init__(self, pid: int, readers: Sequence[Reader], model: str) -> None:
         self.pid = pid
+        self._model = model
         self._readers = readers
 
     async def ask(self, stream: int, text: str, tokens: int) -> Answer:
         """Stream one answer."""
         body = {
+            "model": self._model,
             "messages": [{"role": "user", "content": text}],
             "temperature": 0,
             "max_tokens": tokens,
@@ -204,10 +206,11 @@ async def over_http(model: str, threads: int) -> AsyncIterator[OverHttp]:
         line = await process.stdout.readline()
         if not line:
             raise RuntimeError("the server did not start; it says why above")
-        place = urlsplit(json.loads(line)["url"])
+        said = json.loads(line)
+        place = urlsplit(said["url"])
         loop = asyncio.get_running_loop()
         links = [await loop.create_connection(Reader, place.hostname, place.port) for _ in range(STREAMS)]
-        yield OverHttp(process.pid, [reader for _, reader in links])
+        yield OverHttp(process.pid, [reader for _, reader in links], said["model"])
         for transport, _ in links:
             transport.close()
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -45,12 +46,25 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc,valid-type,unuse
         problem = build(Path(self.root))
         if problem is None:
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+            build_data["tag"] = f"py3-none-{platform_of(Path(self.root) / LIBRARY)}"
             build_data["artifacts"].append(LIBRARY)
         elif wish == "require":
             raise RuntimeError(f"the native kernels could not be built: {problem}")
         else:
             self.app.display_warning(f"built without native kernels: {problem}")
+
+
+def platform_of(library: Path) -> str:
+    """The platforms that the library runs on, as a wheel's tag says it.
+
+    It needs nothing but the C library (the compiler's own is linked in), so the newest version of that it asks for
+    decides, as PEP 600 has it. Where the C library is another, only platforms like this one are promised.
+    """
+    versions = re.findall(rb"GLIBC_2\.(\d+)", library.read_bytes())
+    machine = sysconfig.get_platform().removeprefix("linux-")
+    if not versions:
+        return f"linux_{machine}"
+    return f"manylinux_2_{max(17, *map(int, versions))}_{machine}"
 
 
 def build(root: Path) -> str | None:
@@ -82,7 +96,8 @@ def build(root: Path) -> str | None:
         if problems:
             return problems[0]
         built = f"{scratch}/kernels"
-        problem = run("-shared", "-o", built, *(f"{scratch}/{source.stem}.o" for source in sources), "-lm", "-Wl,-s")
+        objects = [f"{scratch}/{source.stem}.o" for source in sources]
+        problem = run("-shared", "-o", built, *objects, "-static-libstdc++", "-static-libgcc", "-lm", "-Wl,-s")
         if problem is None:
             Path(built).replace(target)
         return problem

@@ -98,8 +98,8 @@ void step_body(void* context, int rank, int size) {
                                         b.partials};
         phases.run(all_heads * tiles, [&](int i) {
             before_work(for_qkv);
-            const int head = i % all_heads;
-            const int t0 = (i / all_heads) * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+            const int head = i / tiles;
+            const int t0 = i % tiles * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
             for (int from = t0; from < t1; from += smaller(kTileRows, 2 * kTileRows * 64 / dim)) {
                 const int to = smaller(t1, from + smaller(kTileRows, 2 * kTileRows * 64 / dim));
                 k.linear(layer.qkv, head * head_groups, (head + 1) * head_groups, &b.of_hidden, from, to, buffer, dim);
@@ -127,8 +127,8 @@ void step_body(void* context, int rank, int size) {
             const int groups = groups_of(m->rows), wide = own ? 2 : 4, pieces = ceil_div(groups, wide);
             phases.run(pieces * tiles, [&](int i) {
                 first();
-                const int g0 = (i % pieces) * wide, g1 = smaller(groups, g0 + wide), ld = (g1 - g0) * kLanes;
-                const int t0 = (i / pieces) * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+                const int g0 = i / tiles * wide, g1 = smaller(groups, g0 + wide), ld = (g1 - g0) * kLanes;
+                const int t0 = i % tiles * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
                 k.linear(m, g0, g1, rows, t0, t1, buffer, ld);
                 for (int t = t0; t < t1; t++) {
                     k.add(b.x + long(t) * hidden + g0 * kLanes, buffer + long(t - t0) * ld, ld);
@@ -152,8 +152,8 @@ void step_body(void* context, int rank, int size) {
         const int blocks = inner / kBlock, up = inner / kLanes;
         phases.run(blocks * tiles, [&](int i) {
             before_work(for_mlp);
-            const int block = i % blocks;
-            const int t0 = (i / blocks) * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+            const int block = i / tiles;
+            const int t0 = i % tiles * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
             float* ups = buffer + kTileRows * kBlock;
             k.linear(layer.gate_up, block * 2, block * 2 + 2, &b.of_hidden, t0, t1, buffer, kBlock);
             k.linear(layer.gate_up, up + block * 2, up + block * 2 + 2, &b.of_hidden, t0, t1, ups, kBlock);

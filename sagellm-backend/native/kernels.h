@@ -2,6 +2,7 @@
 #pragma once
 
 #include "sagellm_native.h"
+#include "sampling.h"
 
 namespace sage {
 
@@ -93,6 +94,7 @@ struct Kernels {
     // Put one token's key or value into its tile.
     void (*keep_key)(const Tile* layout, uint8_t* tile, int lane, const float* key);
     void (*keep_value)(const Tile* layout, uint8_t* tile, int lane, const float* value);
+    SamplingKernels sampling;
 };
 
 const Kernels& kernels(int level);  // a level that is not built or not offered by the processor falls to the next lower

@@ -3,6 +3,7 @@
 
 #include "attention_body.h"
 #include "linear_body.h"
+#include "sampling_body.h"
 
 namespace sage {
 namespace {
@@ -64,7 +65,8 @@ void scaled(const float* from, float by, int n, float* to) {
     for (int i = 0; i < n; i += kLanes) store(to + i, load(from + i) * by);
 }
 
-constexpr Kernels kTable = {prepare, prepare_block, linear, rms_norm, silu_mul, rotate, add, scaled, attend, fold, keep_key, keep_value};
+constexpr Kernels kTable = {prepare, prepare_block, linear, rms_norm, silu_mul, rotate, add, scaled, attend, fold,
+                            keep_key, keep_value, kSampling};
 
 }  // namespace
 }  // namespace sage

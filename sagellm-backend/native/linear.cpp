@@ -61,8 +61,8 @@ void linear_body(void* context, int rank, int size) {
     phases.run(pieces * tiles, [&](int i) {
         if (!ready) prepare(0, job.tokens, &rows);
         ready = true;
-        const int g0 = (i % pieces) * step, g1 = smaller(groups, g0 + step);
-        const int r0 = (i / pieces) * kTileRows, r1 = smaller(job.tokens, r0 + kTileRows);
+        const int g0 = i / tiles * step, g1 = smaller(groups, g0 + step);
+        const int r0 = i % tiles * kTileRows, r1 = smaller(job.tokens, r0 + kTileRows);
         const long ld = long(g1 - g0) * kLanes;
         job.k->linear(m, g0, g1, &rows, r0, r1, buffer, ld);
         const int count = smaller(m->rows, g1 * kLanes) - g0 * kLanes;

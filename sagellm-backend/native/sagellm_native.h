@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 #define SAGE_API __attribute__((visibility("default")))
-#define SAGE_ABI 2
+#define SAGE_ABI 3
 
 // How rows are kept: as GGUF's blocks of that name, or as numbers. They are interleaved in groups of 16, so that one vector
 // holds the same columns of 16 rows.
@@ -131,6 +131,35 @@ SAGE_API int sage_attention(int level, int threads, const SageAttention* shape, 
 
 // A whole step: ids to hidden states after the last norm, [T, E] float. -1 when memory is short, -2 for an unknown id.
 SAGE_API int sage_decoder_run(int level, int threads, const SageDecoder* decoder, const SageStep* step, float* out);
+
+// What is asked of one row of V scores. Scores are of a SageType, float32 or bfloat16.
+typedef struct {
+    const void* scores;  // drawn from
+    const void* raw;     // reported on: the model's own
+    double uniform;      // in [0, 1): decides the draw, by inverse cumulative distribution over ids in ascending order
+    double top_p;        // 1 keeps all
+    float temperature;   // 0 for the largest
+    float min_p;         // its logarithm, -inf keeps all
+    int32_t top_k;       // 0 keeps all
+    int32_t token;       // given, or -1 for one to be drawn
+    int32_t top;         // how many of the likeliest are reported, -1 for no report at all
+    int32_t type, raw_type;
+    int32_t unused;
+} SageDraw;
+
+typedef struct {
+    int32_t token;   // -1 where there is none, for scores are no numbers
+    int32_t rank;    // of the token, 1 for the largest
+    int32_t top;     // how many are reported
+    float logprob;   // of the token
+} SageDrawn;
+
+// Draw a token from each row, then report on it. Of reports, row r's likeliest are at r * width of `top_ids` and
+// `top_logprobs`, likeliest first, of equals the lower id. -1 when memory is short.
+SAGE_API int sage_sample(int level, int threads, const SageDraw* draws, int rows, int vocabulary, SageDrawn* drawn,
+                         int width, int32_t* top_ids, float* top_logprobs);
+// Of each row [V] the lowest id of the largest score, -1 where one is no number. -1 when memory is short.
+SAGE_API int sage_greedy(int level, int threads, int type, const void* scores, int rows, int vocabulary, int32_t* tokens);
 
 #if defined(__cplusplus)
 }

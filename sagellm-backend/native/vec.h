@@ -19,8 +19,41 @@ typedef uint16_t H16u __attribute__((vector_size(32), aligned(2), may_alias));
 SAGE_INLINE F16 load(const float* p) { return *reinterpret_cast<const F16u*>(p); }
 SAGE_INLINE void store(float* p, F16 v) { *reinterpret_cast<F16u*>(p) = v; }
 SAGE_INLINE F16 splat(float x) { return F16{} + x; }
-SAGE_INLINE F16 max16(F16 a, F16 b) { return a > b ? a : b; }
-SAGE_INLINE F16 min16(F16 a, F16 b) { return a < b ? a : b; }
+
+// A vector as wide as the processor's registers. The compiler keeps none that is wider in them round a loop, and takes
+// comparisons of such apart into single numbers.
+#if defined(__AVX512F__)
+typedef F16 Register;
+#elif defined(__AVX__)
+typedef float Register __attribute__((vector_size(32)));
+#else
+typedef float Register __attribute__((vector_size(16)));
+#endif
+constexpr int kRegister = sizeof(Register) / sizeof(float);
+// Comparisons of 16 are made of those of registers: a lane's bits are all set where one holds. Choices are then bit by bit.
+union Registers {
+    F16 whole;
+    Register part[16 / kRegister];
+};
+union Answers {
+    I16 whole;
+    decltype(Register{} > Register{}) part[16 / kRegister];
+};
+SAGE_INLINE I16 above16(F16 a, F16 b) {
+    const Registers x = {a}, y = {b};
+    Answers z;
+    for (int i = 0; i < 16 / kRegister; i++) z.part[i] = x.part[i] > y.part[i];
+    return z.whole;
+}
+SAGE_INLINE F16 select16(I16 which, F16 a, F16 b) {
+#if defined(__AVX512F__)
+    return which ? a : b;
+#else
+    return (F16)((which & (I16)a) | (~which & (I16)b));
+#endif
+}
+SAGE_INLINE F16 max16(F16 a, F16 b) { return select16(above16(a, b), a, b); }
+SAGE_INLINE F16 min16(F16 a, F16 b) { return select16(above16(b, a), a, b); }
 SAGE_INLINE F16 abs16(F16 a) { return (F16)((U16)a & 0x7fffffffu); }
 SAGE_INLINE float from_bf16(uint16_t h) {
     const uint32_t bits = uint32_t(h) << 16;
@@ -82,7 +115,7 @@ SAGE_INLINE F16 exp16(F16 x) {
     p = p * r + 1.0f;
     const I16 power = (__builtin_convertvector(n, I16) + 127) << 23;
     const F16 y = p * (F16)power;
-    return x < splat(-87.0f) ? F16{} : y;
+    return select16(above16(splat(-87.0f), x), F16{}, y);
 }
 
 }  // namespace

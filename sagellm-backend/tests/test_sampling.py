@@ -87,11 +87,17 @@ ROWS = [
 @pytest.mark.parametrize("round_to_ties", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_kind_of_row_draws_what_the_reference_draws(fast, truth, vocabulary, round_to_ties, seed):
-    logits = logits_of(len(ROWS), vocabulary, seed)
+    masked = [
+        {"mask": mask_of(vocabulary, 0, 31, 32, vocabulary - 1)},
+        {"mask": mask_of(vocabulary, *range(0, vocabulary, 3)), "allowed": (3, 4, 6), "top_k": 2},
+        {"mask": mask_of(vocabulary, *range(1, vocabulary)), "temperature": 0.0, "banned": (1,), "bias": {2: 1.0}},
+    ]
+    rows = [*ROWS, *masked]
+    logits = logits_of(len(rows), vocabulary, seed)
     if round_to_ties:
         logits = logits.round()
-    uniform = np.random.default_rng(seed).random(len(ROWS))
-    batch = batch_of(*({**row, "uniform": float(u)} for row, u in zip(ROWS, uniform, strict=True)))
+    uniform = np.random.default_rng(seed).random(len(rows))
+    batch = batch_of(*({**row, "uniform": float(u)} for row, u in zip(rows, uniform, strict=True)))
     want = truth.sample(logits.clone(), batch).token_ids
     assert list(fast.sample(logits.clone(), batch).token_ids) == list(want)
 

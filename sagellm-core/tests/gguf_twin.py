@@ -50,6 +50,25 @@ def _gemma2(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
+def _experts(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    for key, add in (
+        ("moe_intermediate_size", writer.add_expert_feed_forward_length),
+        ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length),
+    ):
+        if hasattr(config, key):
+            add(getattr(config, key))
+
+
+def _gpt_oss(writer: gguf.GGUFWriter, config: Any) -> None:
+    _experts(writer, config)
+    rope = config.rope_parameters
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(rope["factor"])
+    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
+
 def _granite(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_attention_scale(config.attention_multiplier)
     writer.add_embedding_scale(config.embedding_multiplier)
@@ -75,16 +94,20 @@ FAMILIES: Mapping[str, tuple[str, Callable[[gguf.GGUFWriter, Any], None] | None]
     "gemma2": ("GEMMA2", _gemma2),
     "gemma3_text": ("GEMMA3", None),
     "gpt2": ("GPT2", None),
+    "gpt_oss": ("GPT_OSS", _gpt_oss),
     "granite": ("GRANITE", _granite),
     "llama": ("LLAMA", None),
+    "mixtral": ("LLAMA", _experts),
     "olmo2": ("OLMO2", None),
     "phi3": ("PHI3", _phi3),
     "qwen2": ("QWEN2", None),
+    "qwen2_moe": ("QWEN2MOE", _experts),
     "qwen3": ("QWEN3", None),
+    "qwen3_moe": ("QWEN3MOE", _experts),
     "smollm3": ("SMOLLM3", None),
     "stablelm": ("STABLELM", _stablelm),
 }
-_NEIGHBOURS = frozenset({"granite", "llama", "smollm3"})
+_NEIGHBOURS = frozenset({"granite", "llama", "mixtral", "smollm3"})
 """Families whose rotary pairs llama.cpp takes as neighbours."""
 
 
@@ -98,11 +121,14 @@ def write(model: PreTrainedModel, path: Path) -> Path:
     _common(writer, config)
     if say is not None:
         say(writer, config)
-    for tensor, values in _stacked({key: value.numpy() for key, value in model.state_dict().items()}).items():
+    held = {key: value.numpy() for key, value in model.state_dict().items()}
+    for tensor, values in _split(_stacked(held), config).items():
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
         called = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
         assert called is not None, tensor
+        if tensor.endswith(".sinks"):
+            called = f"{called}.weight"
         writer.add_tensor(called, np.ascontiguousarray(_converted(tensor, values, config)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -124,11 +150,33 @@ def _stacked(tensors: Mapping[str, Floats]) -> dict[str, Floats]:
     return {**result, **{name: np.stack(values) for name, values in heads.items()}}
 
 
+def _split(tensors: Mapping[str, Floats], config: Any) -> dict[str, Floats]:
+    """Gates and ups of experts apart, each as the product of a row wants it."""
+    result: dict[str, Floats] = {}
+    for name, values in tensors.items():
+        module, _, part = name.rpartition(".")
+        if not module.endswith(".experts"):
+            result[name] = values
+            continue
+        part, kind = (part.removesuffix("_bias"), "bias") if part.endswith("_bias") else (part, "weight")
+        in_turns = config.model_type == "gpt_oss"
+        if in_turns and kind == "weight":
+            values = values.swapaxes(1, 2)
+        if part == "down_proj":
+            result[f"{module}.down_proj.{kind}"] = values
+            continue
+        gate, up = (values[:, 0::2], values[:, 1::2]) if in_turns else np.split(values, 2, axis=1)
+        result |= {f"{module}.gate_proj.{kind}": gate, f"{module}.up_proj.{kind}": up}
+    return result
+
+
 def _converted(tensor: str, values: Floats, config: Any) -> Floats:
     if config.model_type.startswith("gemma") and tensor.endswith("norm.weight"):
         return values + 1
     if config.model_type == "gpt2" and tensor.endswith((".c_attn.weight", ".c_fc.weight", ".c_proj.weight")):
         return values.T
+    if tensor.endswith(".shared_expert_gate.weight"):
+        return values.squeeze()
     if config.model_type in _NEIGHBOURS and tensor.split(".")[-2] in ("q_proj", "k_proj"):
         heads = config.num_attention_heads if ".q_proj." in tensor else config.num_key_value_heads
         halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])

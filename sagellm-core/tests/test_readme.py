@@ -14,7 +14,8 @@ from sagellm_core.front.reasoning import REASONING_PARSERS
 from sagellm_core.front.tools import TOOL_PARSERS
 from sagellm_core.loading.gguf import FORMATS
 from sagellm_core.loading.hf_rope import ROPE_KINDS
-from sagellm_core.models import ARCHITECTURES
+from sagellm_core.models import ARCHITECTURES, ENCODERS
+from sagellm_core.options import OPTIONS
 from sagellm_protocol import EngineSpec
 
 SOURCES = Path(__file__).parents[1] / "src" / "sagellm_core"
@@ -38,12 +39,18 @@ def named(text: str) -> set[str]:
 def test_architectures_formats_and_rope_types_are_those_there_are(named: set[str]) -> None:
     assert {name for name in named if name.endswith(("ForCausalLM", "LMHeadModel"))} == set(ARCHITECTURES)
     formats = {form.value.upper() for form in FORMATS.values()}
-    assert {name for name in named if re.fullmatch(r"B?F\d+|Q\d_\w", name)} == formats
+    assert {name for name in named if re.fullmatch(r"B?F\d+|Q\d_\w|MXFP\d", name)} == formats
     assert set(ROPE_KINDS) <= named
+
+
+def test_encoders_are_those_there_are(named: set[str]) -> None:
+    told = {name for name in named if re.fullmatch(r"\w*(Bert|Roberta)(Model|ForSequenceClassification)", name)}
+    assert told == set(ENCODERS)
 
 
 def test_every_option_is_documented(named: set[str]) -> None:
     assert set(EngineSpec.model_fields) <= named
+    assert set(OPTIONS) <= named
 
 
 def test_parsers_and_their_signs_are_those_there_are(text: str, named: set[str]) -> None:

@@ -73,6 +73,19 @@ _WITHOUT = dict.fromkeys(("num_key_value_heads", "intermediate_size"), _ABSENT)
 
 _cohere = _of("CohereForCausalLM", "CohereConfig", logit_scale=0.4, tie_word_embeddings=True)
 _cohere2 = _of("Cohere2ForCausalLM", "Cohere2Config", logit_scale=0.4, sliding_window=9, tie_word_embeddings=True)
+_MIXTURE = {"moe_intermediate_size": 24, "num_experts_per_tok": 3}
+_LATENT = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "first_k_dense_replace": 1,
+    **_MIXTURE,
+}
+_deepseek_v2 = _of("DeepseekV2ForCausalLM", "DeepseekV2Config", **_LATENT, q_lora_rank=None, n_shared_experts=2)
+_deepseek_v3 = _of("DeepseekV3ForCausalLM", "DeepseekV3Config", **_LATENT, q_lora_rank=20, n_group=4, topk_group=2)
 _falcon = _of("FalconForCausalLM", "FalconConfig", **_WITHOUT, tie_word_embeddings=True)
 _gemma = _of("GemmaForCausalLM", "GemmaConfig", head_dim=16, tie_word_embeddings=True)
 _gemma2 = _of(
@@ -105,6 +118,23 @@ _gpt2 = _of(
     ),
 )
 _gpt_neox = _of("GPTNeoXForCausalLM", "GPTNeoXConfig", num_key_value_heads=_ABSENT, rotary_pct=0.25)
+_gpt_oss = _of(
+    "GptOssForCausalLM",
+    "GptOssConfig",
+    head_dim=16,
+    hidden_size=64,
+    intermediate_size=96,
+    num_local_experts=5,
+    num_experts_per_tok=2,
+    sliding_window=9,
+    rope_parameters={
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 24,
+        "truncate": False,
+    },
+)
 _granite = _of(
     "GraniteForCausalLM",
     "GraniteConfig",
@@ -115,9 +145,12 @@ _granite = _of(
 )
 _llama = _of("LlamaForCausalLM", "LlamaConfig")
 _mistral = _of("MistralForCausalLM", "MistralConfig")
+_mixtral = _of("MixtralForCausalLM", "MixtralConfig", num_local_experts=5)
 _olmo2 = _of("Olmo2ForCausalLM", "Olmo2Config")
 _phi3 = _of("Phi3ForCausalLM", "Phi3Config", pad_token_id=0, original_max_position_embeddings=24)
 _qwen2 = _of("Qwen2ForCausalLM", "Qwen2Config")
+_qwen2_moe = _of("Qwen2MoeForCausalLM", "Qwen2MoeConfig", **_MIXTURE, num_experts=7, shared_expert_intermediate_size=40)
+_qwen3_moe = _of("Qwen3MoeForCausalLM", "Qwen3MoeConfig", **_MIXTURE, num_experts=7, head_dim=16)
 _qwen3 = _of("Qwen3ForCausalLM", "Qwen3Config")
 _smollm3 = _of("SmolLM3ForCausalLM", "SmolLM3Config", num_hidden_layers=4, tie_word_embeddings=True)
 _stablelm = _of("StableLmForCausalLM", "StableLmConfig", hidden_size=96, partial_rotary_factor=0.25)
@@ -154,6 +187,25 @@ RECIPES: Mapping[str, Recipe] = {
     "cohere": _cohere(),
     "cohere, norms of heads, biases": _cohere(use_qk_norm=True, attention_bias=True),
     "cohere2": _cohere2(num_hidden_layers=4),
+    "deepseek_v2": _deepseek_v2(),
+    "deepseek_v2, groups, squeezed queries, yarn rope": _deepseek_v2(
+        q_lora_rank=20,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=24, mscale=0.7, mscale_all_dim=1.3),
+    ),
+    "deepseek_v3": _deepseek_v3(),
+    "deepseek_v3, yarn rope": _deepseek_v3(
+        q_lora_rank=None,
+        n_group=2,
+        topk_group=1,
+        norm_topk_prob=False,
+        rope_interleave=False,
+        **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=24, mscale=1.0, mscale_all_dim=1.0),
+    ),
     "falcon, one key/value head": _falcon(),
     "falcon, groups and two norms": _falcon(new_decoder_architecture=True, num_kv_heads=2, bias=True),
     "falcon, groups and one norm": _falcon(new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1),
@@ -175,10 +227,16 @@ RECIPES: Mapping[str, Recipe] = {
     "gpt2, own width, unscaled": _gpt2(n_inner=80, scale_attn_weights=False, activation_function="gelu"),
     "gpt_neox": _gpt_neox(),
     "gpt_neox, one after the other": _gpt_neox(use_parallel_residual=False, attention_bias=False, rotary_pct=1.0),
+    "gpt_oss": _gpt_oss(),
+    "gpt_oss, no window, narrow gates": _gpt_oss(
+        layer_types=["full_attention"] * 3, swiglu_alpha=1.1, swiglu_limit=1.5
+    ),
     "granite": _granite(),
     "granite, tied, biases": _granite(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "mistral, window": _mistral(sliding_window=7),
     "mistral, no window": _mistral(sliding_window=None, head_dim=16),
+    "mixtral": _mixtral(),
+    "mixtral, window": _mixtral(sliding_window=9, num_experts_per_tok=3, head_dim=16),
     "olmo2": _olmo2(),
     "phi3": _phi3(),
     "phi3, part rotated, window": _phi3(partial_rotary_factor=0.5, sliding_window=9, tie_word_embeddings=True),
@@ -194,6 +252,12 @@ RECIPES: Mapping[str, Recipe] = {
     "qwen2": _qwen2(),
     "qwen2, tied, yarn rope": _qwen2(tie_word_embeddings=True, **_YARN),
     "qwen2, window on upper layers": _qwen2(use_sliding_window=True, sliding_window=9, max_window_layers=1),
+    "qwen2_moe": _qwen2_moe(),
+    "qwen2_moe, some layers, window": _qwen2_moe(
+        norm_topk_prob=True, decoder_sparse_step=2, use_sliding_window=True, sliding_window=9, max_window_layers=3
+    ),
+    "qwen3_moe": _qwen3_moe(norm_topk_prob=True),
+    "qwen3_moe, some layers": _qwen3_moe(mlp_only_layers=[1], tie_word_embeddings=True),
     "qwen3": _qwen3(head_dim=16),
     "qwen3, tied, biases": _qwen3(head_dim=8, tie_word_embeddings=True, attention_bias=True),
     "qwen3, window on the last layer": _qwen3(
@@ -220,8 +284,11 @@ def make(name: str) -> PreTrainedModel:
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith(".weight") and (parameter.ndim == 1 or "norm" in parameter_name):
                 parameter.uniform_(0.5, 1.5)
-            elif parameter_name.endswith(".bias"):
+            elif parameter_name.endswith(("bias", "sinks")):
                 parameter.normal_(0, 0.3)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("correction_bias"):
+                buffer.uniform_(0, 0.5)
     return model
 
 

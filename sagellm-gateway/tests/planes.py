@@ -21,6 +21,8 @@ from sagellm_protocol import (
     PlaneStatus,
     Request,
     SageLLMError,
+    ScoreRequest,
+    ScoreResponse,
     StreamEvent,
 )
 
@@ -51,6 +53,9 @@ class SoloPlane:
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
         return await self.engine.embed(request)
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        return await self.engine.score(request)
 
     async def models(self) -> Sequence[ModelInfo]:
         info = self.engine.info

@@ -13,11 +13,14 @@ from sagellm_gateway.openai.chat import ChatBody
 from sagellm_gateway.openai.completions import CompletionBody
 from sagellm_gateway.openai.embeddings import EmbeddingBody
 from sagellm_gateway.openai.messages import Turn
+from sagellm_gateway.openai.rerank import RerankBody, ScoreBody
 
 FIELDS = {
     "/v1/chat/completions": [*ChatBody.model_fields, *ChatBody.refused],
     "/v1/completions": [*CompletionBody.model_fields, *CompletionBody.refused],
     "/v1/embeddings": [*EmbeddingBody.model_fields, *EmbeddingBody.refused],
+    "/v1/rerank": [*RerankBody.model_fields, *RerankBody.refused],
+    "/v1/score": [*ScoreBody.model_fields, *ScoreBody.refused],
 }
 scalars = (
     st.none()
@@ -43,6 +46,8 @@ def bodies(path: str) -> st.SearchStrategy[dict[str, Any]]:
         "/v1/chat/completions": {"messages": st.lists(turn, max_size=3) | values, "max_tokens": st.just(4)},
         "/v1/completions": {"prompt": st.text(max_size=20) | values},
         "/v1/embeddings": {"input": st.text(max_size=20) | values},
+        "/v1/rerank": {"query": st.text(max_size=20) | values, "documents": st.lists(st.text(max_size=20)) | values},
+        "/v1/score": {"text_1": st.text(max_size=20) | values, "text_2": st.text(max_size=20) | values},
     }[path]
     odd = st.dictionaries(st.sampled_from(FIELDS[path]) | st.text(max_size=8), values, max_size=3)
     return st.builds(lambda base, extra: {**base, **extra}, st.fixed_dictionaries(sound), odd)

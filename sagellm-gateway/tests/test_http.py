@@ -93,7 +93,7 @@ def test_the_prefix_of_sages_gateway_is_tolerated(http: httpx.Client) -> None:
 def test_the_description_names_every_route_and_body(http: httpx.Client) -> None:
     described = http.get("/openapi.json").json()
     schemas = described["components"]["schemas"]
-    for path in (CHAT, "/v1/completions", "/v1/embeddings"):
+    for path in (CHAT, "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/score"):
         content = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         assert content["schema"]["$ref"].rpartition("/")[2] in schemas
         assert set(schemas["Error"]["properties"]["error"]["required"]) == set(shape(http.post(path, content=b"{")))

@@ -12,6 +12,7 @@ from sagellm_gateway import GatewaySettings
 from sagellm_gateway.openai.chat import ChatBody
 from sagellm_gateway.openai.completions import CompletionBody
 from sagellm_gateway.openai.embeddings import EmbeddingBody
+from sagellm_gateway.openai.rerank import RerankBody, ScoreBody
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -35,7 +36,7 @@ def test_every_route_is_documented_and_no_other(documented: set[str], http: http
     assert told == served
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody, EmbeddingBody])
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody, EmbeddingBody, RerankBody, ScoreBody])
 def test_every_parameter_is_documented(body: type[ChatBody], documented: set[str]) -> None:
     assert set(body.model_fields) | set(body.refused) <= documented
 

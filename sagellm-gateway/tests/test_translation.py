@@ -12,6 +12,7 @@ from sagellm_gateway.openai.chat import ChatBody
 from sagellm_gateway.openai.completions import CompletionBody
 from sagellm_gateway.openai.embeddings import EmbeddingBody
 from sagellm_gateway.openai.messages import Turn
+from sagellm_gateway.openai.rerank import RerankBody, ScoreBody
 from sagellm_gateway.openai.sampling import StreamOptions
 from sagellm_gateway.openai.structured import FunctionChoice, StructuredOutputs
 from sagellm_protocol import ErrorCode, NamedTool, Request, SageLLMError
@@ -98,6 +99,18 @@ REFUSERS: list[tuple[type[Body], Any]] = [
         lambda name, value: parse(EmbeddingBody, json.dumps({"input": "x", name: value}).encode()).request(
             "m", "r", "t", 8
         ),
+    ),
+    (
+        RerankBody,
+        lambda name, value: parse(
+            RerankBody, json.dumps({"query": "x", "documents": ["y"], name: value}).encode()
+        ).request("m", "r", "t", 8),
+    ),
+    (
+        ScoreBody,
+        lambda name, value: parse(
+            ScoreBody, json.dumps({"text_1": "x", "text_2": ["y"], name: value}).encode()
+        ).request("m", "r", "t", 8),
     ),
     (Turn, lambda name, value: chat(messages=[{"role": "assistant", "content": "x", name: value}])),
     (StreamOptions, lambda name, value: chat(stream=True, stream_options={name: value})),
@@ -335,7 +348,7 @@ def test_completions_default_to_sixteen_tokens_and_chats_to_what_the_context_all
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"nonsense", b"[1]", b'"x"', b"null", b"{}", b"\xff", b'{"messages": NaN}', b"[" * 5000]
 )
-@pytest.mark.parametrize("kind", [ChatBody, CompletionBody, EmbeddingBody])
+@pytest.mark.parametrize("kind", [ChatBody, CompletionBody, EmbeddingBody, RerankBody, ScoreBody])
 def test_a_body_that_is_no_request_is_refused_in_words(kind: type[Body], data: bytes) -> None:
     with pytest.raises(SageLLMError) as caught:
         parse(kind, data)

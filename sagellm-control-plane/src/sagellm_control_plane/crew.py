@@ -194,8 +194,8 @@ class Crew:
         loss = SageLLMError(ErrorCode.ENGINE_FAILED, f"engine {member.engine_id} died: {reason}")
         for ticket in tuple(member.tickets.values()):
             ticket.interrupt(loss, final=False)
-        for scope in tuple(member.renders):
-            scope.cancel()
+        for rendering in tuple(member.renders):
+            rendering.interrupt()
         self._dispatcher.fleet_changed()
 
     async def _reach(self, member: Member) -> None:

@@ -24,10 +24,12 @@ from sagellm_protocol import (
     ErrorCode,
     Launcher,
     ModelInfo,
+    RenderedPrompt,
     SageLLMError,
 )
 from sagellm_protocol.interfaces import Engine
 
+from .interruptible import Interruptible
 from .load import Load
 from .ticket import RenderKey, Ticket
 
@@ -77,7 +79,7 @@ class Member:
     """Requests that have a place here, by number."""
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever the last of them has left."""
-    renders: set[anyio.CancelScope] = field(default_factory=set)
+    renders: set[Interruptible[RenderedPrompt]] = field(default_factory=set)
     """Prompts being rendered here."""
     failures: int = 0
     """Looks or attempts in a row that failed."""
@@ -108,6 +110,7 @@ class Member:
     render_key: RenderKey = ("", None)
     """Equal for engines that read the same tokens out of a request."""
     capabilities: EngineCapabilities = field(default_factory=EngineCapabilities)
+    mock: bool = False
 
     def become(self, state: EngineState, error: str | None = None) -> None:
         """Move to ``state``; a move that the life of an engine does not allow is our own mistake."""
@@ -155,7 +158,7 @@ class Member:
         """Take in what the engine says of itself, once it runs and whenever it was looked at."""
         assert self.engine is not None
         info = self.engine.info
-        self.told, self.capabilities = info.state, info.capabilities
+        self.told, self.capabilities, self.mock = info.state, info.capabilities, info.mock
         self.render_key = (info.model_key or f"{info.engine}:{info.model}", info.capabilities.block_size)
         limit = self.capabilities.max_num_seqs
         self.capacity = default_capacity if limit is None else limit + math.ceil(limit * slack)
@@ -305,15 +308,15 @@ class Fleet:
         models = []
         for name in self.names():
             members = self.serving(name)
-            infos = [member.info for member in members]
-            lengths = [info.capabilities.max_model_len for info in infos if info.capabilities.max_model_len]
+            started = [member for member in members if member.engine is not None]
+            lengths = [length for member in started if (length := member.capabilities.max_model_len)]
             models.append(
                 ModelInfo(
                     name=name,
                     engines=len(members),
                     ready=sum(member.ready for member in members),
-                    mock=any(info.mock for info in infos),
-                    features=frozenset[str]().union(*(info.capabilities.features for info in infos)),
+                    mock=any(member.mock for member in started),
+                    features=frozenset[str]().union(*(member.capabilities.features for member in started)),
                     max_model_len=max(lengths, default=None),
                     created_s=self._known_since[name],
                 )

@@ -26,10 +26,12 @@ class Interruptible(Generic[T]):
 
     Args:
         work: What to await.
+        limit_s: Seconds after which it is called off by itself. What is done at once costs no timer.
     """
 
-    def __init__(self, work: Awaitable[T]) -> None:
+    def __init__(self, work: Awaitable[T], limit_s: float | None = None) -> None:
         self._work = work
+        self._limit_s = limit_s
         self._suspended_on: asyncio.Future[Any] | None = None
         self._interrupted = False
         self._undelivered = False
@@ -43,9 +45,12 @@ class Interruptible(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         steps = self._work.__await__()
         cancellations = 0
+        timer: asyncio.TimerHandle | None = None
         try:
             future = next(steps)
             cancellations = _cancellations()
+            if self._limit_s is not None:
+                timer = asyncio.get_running_loop().call_later(self._limit_s, self.interrupt)
             while True:
                 self._suspended_on = future
                 if self._undelivered:
@@ -69,6 +74,9 @@ class Interruptible(Generic[T]):
             if self._interrupted and _cancellations() == cancellations:
                 raise Interrupted from None
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _deliver(self) -> None:
         # A step of the loop's own (``sleep(0)``) suspends on nothing: then the next future is cancelled.

@@ -5,11 +5,10 @@ Knows nothing of templates or tokens' meaning.
 
 from __future__ import annotations
 
-import anyio
-
 from sagellm_protocol import ErrorCode, RenderedPrompt, Request, SageLLMError
 
 from .fleet import Fleet, Member
+from .interruptible import Interrupted, Interruptible
 from .relay import broken
 from .ticket import Ticket
 
@@ -41,7 +40,7 @@ class RenderDesk:
         """
         left = list(among)
         limit = min(self._timeout_s, IMPATIENT_S) if len(left) > 1 else self._timeout_s
-        error = SageLLMError(ErrorCode.UNAVAILABLE, f"no engine can render a prompt for {request.model!r} now")
+        error: SageLLMError | None = None
         while left:
             member = min(left, key=_eagerness)
             left.remove(member)
@@ -52,7 +51,7 @@ class RenderDesk:
                 if not refusal.retryable:
                     raise
                 error = refusal
-        raise error
+        raise error or SageLLMError(ErrorCode.UNAVAILABLE, f"no engine can render a prompt for {request.model!r} now")
 
     async def prompt_for(self, ticket: Ticket, member: Member) -> RenderedPrompt:
         """The prompt as ``member`` reads it, whose engine reads otherwise than the one that was asked first.
@@ -67,17 +66,19 @@ class RenderDesk:
     async def _ask(self, member: Member, request: Request, limit_s: float) -> RenderedPrompt:
         if member.engine is None:
             raise SageLLMError(ErrorCode.UNAVAILABLE, f"engine {member.engine_id} has not started")
-        with anyio.move_on_after(limit_s) as scope:
-            # Cancelled too when the engine is found dead.
-            member.renders.add(scope)
-            try:
-                return await member.engine.renderer.render(request)
-            except SageLLMError:
-                raise
-            except Exception as error:
-                raise broken(member, error) from error
-            finally:
-                member.renders.discard(scope)
+        rendering = Interruptible(member.engine.renderer.render(request), limit_s)
+        # Interrupted too when the engine is found dead.
+        member.renders.add(rendering)
+        try:
+            return await rendering
+        except Interrupted:
+            pass
+        except SageLLMError:
+            raise
+        except Exception as error:
+            raise broken(member, error) from error
+        finally:
+            member.renders.discard(rendering)
         member.poke.set()
         raise SageLLMError(
             ErrorCode.UNAVAILABLE, f"engine {member.engine_id} did not render a prompt within {limit_s:g} s"

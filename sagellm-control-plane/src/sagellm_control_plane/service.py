@@ -115,33 +115,13 @@ class ControlPlaneService:
         """Serve a generation request; its last event is terminal, whatever happens."""
         return self.submit_with(request, NO_HINTS)
 
-    async def submit_with(self, request: Request, hints: Hints) -> AsyncGenerator[StreamEvent, None]:
+    def submit_with(self, request: Request, hints: Hints) -> AsyncGenerator[StreamEvent, None]:
         """As :meth:`submit`, with wishes that the wire request has no field for."""
-        try:
-            ticket = self.accept(request, hints)
-        except SageLLMError as error:
-            yield ErrorEvent(request_id=request.request_id, error=error.info())
-            return
-        async with aclosing(self.run(ticket)) as events:
-            async for event in events:
-                yield event
+        return self._serve(request, lambda: self.accept(request, hints))
 
-    async def run(self, ticket: Ticket) -> AsyncGenerator[StreamEvent, None]:
+    def run(self, ticket: Ticket) -> AsyncGenerator[StreamEvent, None]:
         """Serve a generation request that was accepted. Closing it early cancels the request."""
-        timer = self._arm(ticket)
-        try:
-            async with aclosing(self._generate(ticket)) as events:
-                async for event in events:
-                    if isinstance(event, EndEvent):
-                        self._end(ticket, RequestEnding.COMPLETED)
-                    elif isinstance(event, ErrorEvent):
-                        self._end(ticket, RequestEnding.of(event.error.code))
-                    yield event
-        finally:
-            if timer is not None:
-                timer.cancel()
-            # Reached without an ending only when the caller left.
-            self._end(ticket, RequestEnding.CANCELLED)
+        return self._serve(ticket.request, lambda: ticket)
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
         """Serve an embedding request."""
@@ -217,6 +197,28 @@ class ControlPlaneService:
         await self.crew.stop(engine_id, drain_s)
 
     # --- how a request goes -------------------------------------------------------------------------------------------
+
+    async def _serve(self, request: AnyRequest, admit: Callable[[], Ticket]) -> AsyncGenerator[StreamEvent, None]:
+        """Take a generation request in once its events are asked for, and serve it."""
+        try:
+            ticket = admit()
+        except SageLLMError as error:
+            yield ErrorEvent(request_id=request.request_id, error=error.info())
+            return
+        timer = self._arm(ticket)
+        try:
+            async with aclosing(self._generate(ticket)) as events:
+                async for event in events:
+                    if isinstance(event, EndEvent):
+                        self._end(ticket, RequestEnding.COMPLETED)
+                    elif isinstance(event, ErrorEvent):
+                        self._end(ticket, RequestEnding.of(event.error.code))
+                    yield event
+        finally:
+            if timer is not None:
+                timer.cancel()
+            # Reached without an ending only when the caller left.
+            self._end(ticket, RequestEnding.CANCELLED)
 
     def accept(self, request: AnyRequest, hints: Hints = NO_HINTS) -> Ticket:
         """Take a request in, to be run at once by whoever called.

@@ -78,6 +78,7 @@ def _uncollected() -> Iterator[None]:
 
 def _refuse(spec: EngineSpec) -> None:
     from .front.form import check_names
+    from .options import check_options
 
     check_names(spec.tool_parser, spec.reasoning_parser)
     for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
@@ -86,7 +87,4 @@ def _refuse(spec: EngineSpec) -> None:
             raise SageLLMError(
                 ErrorCode.UNSUPPORTED, f"{name}={degree} is not offered yet; this engine runs on one device", name
             )
-    for name in spec.options:
-        raise SageLLMError(
-            ErrorCode.INVALID_REQUEST, f"engine {spec.engine!r} has no option {name!r}; it has none", f"options.{name}"
-        )
+    check_options(spec)

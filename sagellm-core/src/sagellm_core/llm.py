@@ -9,6 +9,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from numbers import Integral
 from types import TracebackType
@@ -21,13 +22,14 @@ from typing_extensions import Self
 from sagellm_protocol.engine import EngineInfo, EngineSpec, EngineStats
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.interfaces import Engine
-from sagellm_protocol.requests import Message, Request
-from sagellm_protocol.responses import Response, collect
+from sagellm_protocol.requests import EmbedRequest, Message, Request, ScoreRequest
+from sagellm_protocol.responses import EmbedResponse, Response, ScoreResponse, collect
 from sagellm_protocol.sampling import SamplingParams
 
 from .engine import create
 
 T = TypeVar("T")
+Asked = TypeVar("Asked", Request, EmbedRequest, ScoreRequest)
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
@@ -38,6 +40,21 @@ Sampling = SamplingParams | Sequence[SamplingParams] | None
 
 PROGRESS_AFTER_S = 1.0
 """Work that is done sooner shows no bar."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document among others.
+
+    Attributes:
+        index: Its place in what was given.
+        score: How well it answers the query.
+        document: Itself.
+    """
+
+    index: int
+    score: float
+    document: str
 
 
 class LLM:
@@ -134,6 +151,73 @@ class LLM:
             [{"messages": tuple(conversation), **fields} for conversation in conversations], sampling_params, progress
         )
 
+    def embed(
+        self,
+        inputs: Prompt | Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> EmbedResponse:
+        """Make one vector of each input; all of them at once, as far as the engine has room.
+
+        Args:
+            inputs: One, or several. An input is text, or token ids.
+            dimensions: Keep this many leading ones, for models that were trained so.
+            normalize: Make each vector's length one.
+            truncate: Cut inputs that are too long instead of refusing them.
+
+        Returns:
+            ``vectors`` in the order of the inputs, and ``usage``.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` for a model that makes none, with what to do; what is wrong with an input.
+        """
+        fields = {
+            "inputs": tuple(one if isinstance(one, str) else tuple(one) for one in _prompts(inputs)),
+            "dimensions": dimensions,
+            "normalize": normalize,
+            "truncate": truncate,
+        }
+        return self._run(self._engine.embed(self._request(EmbedRequest, fields)))
+
+    def score(self, query: str, documents: str | Sequence[str], *, truncate: bool = False) -> ScoreResponse:
+        """Say how well each document answers a query.
+
+        Args:
+            query: What is looked for.
+            documents: One, or several.
+            truncate: Cut texts that are too long instead of refusing them.
+
+        Returns:
+            ``scores`` in the order of the documents, and ``usage``. A cross-encoder's scores are its own; an embedding
+            model's are cosines.
+
+        Raises:
+            SageLLMError: As :meth:`embed`.
+        """
+        listed = (documents,) if isinstance(documents, str) else tuple(documents)
+        fields = {"query": query, "documents": listed, "truncate": truncate}
+        return self._run(self._engine.score(self._request(ScoreRequest, fields)))
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, truncate: bool = False
+    ) -> list[Ranked]:
+        """Put documents in order of how well they answer a query, the best first.
+
+        Args:
+            query: What is looked for.
+            documents: At least one.
+            top_n: Return this many at most.
+            truncate: As for :meth:`score`.
+
+        Raises:
+            SageLLMError: As :meth:`embed`.
+        """
+        scores = self.score(query, documents, truncate=truncate).scores
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])
+        return [Ranked(index, scores[index], documents[index]) for index in best[:top_n]]
+
     def close(self) -> None:
         """End what runs and give the memory back. Safe to call twice."""
         self._finalizer()
@@ -148,15 +232,17 @@ class LLM:
         """Close it."""
         self.close()
 
-    def _answer(self, asked: Sequence[Mapping[str, Any]], sampling: Sampling, progress: bool) -> list[Response]:
-        params = _params(sampling, len(asked))
+    def _request(self, kind: type[Asked], fields: Mapping[str, Any]) -> Asked:
         try:
-            requests = [
-                Request(request_id=f"llm-{next(self._numbers)}", model=self._model, sampling=chosen, **fields)
-                for fields, chosen in zip(asked, params, strict=True)
-            ]
+            return kind(request_id=f"llm-{next(self._numbers)}", model=self._model, **fields)
         except ValidationError as error:
             raise SageLLMError.from_validation(error) from error
+
+    def _answer(self, asked: Sequence[Mapping[str, Any]], sampling: Sampling, progress: bool) -> list[Response]:
+        params = _params(sampling, len(asked))
+        requests = [
+            self._request(Request, {"sampling": chosen, **fields}) for fields, chosen in zip(asked, params, strict=True)
+        ]
         with tqdm(total=len(requests), unit="req", delay=PROGRESS_AFTER_S, disable=not progress) as bar:
             return self._run(self._collect(requests, bar))
 

@@ -109,7 +109,7 @@ def test_a_forced_call_leaves_nothing_to_a_form(llm: LLM) -> None:
 
 def test_parameters_that_cannot_be_followed_are_refused_by_name(llm: LLM) -> None:
     bad = [{"name": "f", "parameters": {"type": "strange"}}]
-    with pytest.raises(SageLLMError, match=r"a tool's parameters cannot be followed: .*strange") as refused:
+    with pytest.raises(SageLLMError, match=r"tools cannot be followed: .*strange") as refused:
         talk(llm, tools=bad, tool_choice="required")
     assert (refused.value.code, refused.value.param) == (ErrorCode.INVALID_REQUEST, "tools")
 

@@ -170,7 +170,10 @@ def test_yarn_is_read_with_its_temperature(tmp_path: Path) -> None:
             "architecture 'bloom' is not offered in GGUF; known are gemma, gemma2",
         ),
         ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, "rope scaling 'longrope'"),
-        ({"llama.expert_count": 8}, "mixtures of experts"),
+        (
+            {"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_gating_func": 2},
+            r"expert_gating_func \(2\) is not offered",
+        ),
         ({"llama.logit_scale": 0.5}, r"logit_scale \(0.5\) is not offered"),
         ({"llama.attention.value_length": 4}, "different sizes"),
         ({"split.count": 3}, "one of 3 parts; merge them"),

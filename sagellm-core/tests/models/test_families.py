@@ -24,10 +24,11 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 PLAIN = frozenset(f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3", "SmolLM3"))
 """What a decoder unit describes whole: pre-norm layers over unscaled embeddings."""
 UNGATED = frozenset({"FalconForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM"})
+EXPERTS_ONLY = frozenset({"GptOssForCausalLM", "MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"})
 DESCRIBED = {
     "decoder": PLAIN,
     "layer": PLAIN | {"GemmaForCausalLM"},
-    "mlp": frozenset(models.ARCHITECTURES) - UNGATED,
+    "mlp": frozenset(models.ARCHITECTURES) - UNGATED - EXPERTS_ONLY,
 }
 
 

@@ -1,4 +1,4 @@
-"""Families with windows, several rotary embeddings or learned positions answer as the reference does when served.
+"""Served, families whose layers differ answer as the reference does: windows, experts, sinks, positions, latent keys.
 
 Requests run together in a pool too small for all of them: prompts in chunks, preemption, blocks behind a window freed.
 """
@@ -19,7 +19,16 @@ from sagellm_core.executor.backends import open_backend
 from sagellm_core.executor.inline import InlineExecutor
 from sagellm_core.loading import open_checkpoint
 
-RECIPES = ("cohere2", "gemma2", "gemma3", "gpt2", "smollm3, chosen layers")
+RECIPES = (
+    "cohere2",
+    "deepseek_v3",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gpt_oss",
+    "qwen2_moe, some layers, window",
+    "smollm3, chosen layers",
+)
 ANSWER = 12
 
 

@@ -28,6 +28,7 @@ from .middleware.body_limit import BodyLimit
 from .middleware.envelope import Envelope
 from .middleware.gate import Gate
 from .middleware.prefix import ApiPrefix
+from .middleware.shortcut import Shortcut
 from .own_plane import make_plane, started
 from .relay import Relay
 from .routes import ROUTERS
@@ -88,7 +89,12 @@ def _layers(settings: GatewaySettings, lifecycle: Lifecycle, meters: Meters) -> 
     if settings.authenticated:
         keys = [key.get_secret_value() for key in settings.api_keys]
         layers.append(Middleware(BearerAuth, keys=keys, open_paths=settings.open_paths))
-    return [*layers, Middleware(Gate, lifecycle=lifecycle), Middleware(BodyLimit, limit=settings.max_body_bytes)]
+    return [
+        *layers,
+        Middleware(Gate, lifecycle=lifecycle),
+        Middleware(BodyLimit, limit=settings.max_body_bytes),
+        Middleware(Shortcut, routers=ROUTERS, refused=_refused, http_error=_http_error),
+    ]
 
 
 async def _refused(_: Request, error: Exception) -> Response:

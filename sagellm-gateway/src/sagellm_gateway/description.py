@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from .openai.chat import ChatBody
 from .openai.completions import CompletionBody
 from .openai.embeddings import EmbeddingBody
+from .openai.rerank import RerankBody, ScoreBody
 
 _STRING_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _ERROR = {
@@ -45,7 +46,7 @@ def description(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         described = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
-        for kind in (ChatBody, CompletionBody, EmbeddingBody):
+        for kind in (ChatBody, CompletionBody, EmbeddingBody, RerankBody, ScoreBody):
             schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[kind.__name__] = schema

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from sagellm_protocol import ControlPlane, ErrorCode, SageLLMError
-from sagellm_protocol.features import EMBED, GENERATE
+from sagellm_protocol.features import EMBED, GENERATE, SCORE
 
 from .lifecycle import Lifecycle
 from .metrics import Meters
@@ -18,7 +18,7 @@ from .openai.body import MODEL_ALIAS
 from .relay import Relay
 from .settings import GatewaySettings
 
-_KINDS = {GENERATE: "generates text", EMBED: "makes embeddings"}
+_KINDS = {GENERATE: "generates text", EMBED: "makes embeddings", SCORE: "scores texts"}
 
 
 @dataclass(frozen=True)

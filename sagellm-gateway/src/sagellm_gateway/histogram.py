@@ -56,7 +56,10 @@ class LoopHistogram(Collector):
 
     def labels(self, value: str) -> Series:
         """The series of one value of the label; made when it is first asked for."""
-        return self._series.setdefault(value, Series(self._bounds))
+        series = self._series.get(value)
+        if series is None:
+            series = self._series[value] = Series(self._bounds)
+        return series
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric with all its series."""

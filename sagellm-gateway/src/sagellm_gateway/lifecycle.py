@@ -6,12 +6,14 @@ Knows nothing of signals or sockets; a server tells it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.types import Receive
 
 from sagellm_protocol import ErrorCode, SageLLMError
+
+from .leash import Leash
 
 T = TypeVar("T")
 
@@ -27,8 +29,7 @@ class Lifecycle:
         self.draining = False
         self.in_flight = 0
         """Requests inside the gateway; kept by the drain middleware."""
-        self._expired = False
-        self._ends: set[Callable[[], object]] = set()
+        self._leashes: set[Leash] = set()
 
     def drain(self) -> None:
         """Take nothing new. Safe in a signal handler."""
@@ -36,9 +37,8 @@ class Lifecycle:
 
     def expire(self) -> None:
         """End every request in flight with an error that says so."""
-        self._expired = True
-        for end in list(self._ends):
-            end()
+        for leash in self._leashes:
+            leash.end(SageLLMError(ErrorCode.UNAVAILABLE, "the gateway stopped before the answer was complete"))
 
     def refuse_if_draining(self) -> None:
         """Raise ``UNAVAILABLE`` once draining."""
@@ -59,28 +59,17 @@ class Lifecycle:
             ClientGoneError: The caller closed the connection.
             SageLLMError: ``UNAVAILABLE`` when the gateway stopped first; or what ``work`` raised.
         """
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(_disconnected(receive))
-        gone.add_done_callback(lambda _: task.cancel())
-        self._ends.add(task.cancel)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if gone.done() and not gone.cancelled():
-                raise ClientGoneError from None
-            if self._expired:
-                raise SageLLMError(
-                    ErrorCode.UNAVAILABLE, "the gateway stopped before the answer was complete"
-                ) from None
-            raise
-        finally:
-            self._ends.discard(task.cancel)
-            gone.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+        with Leash() as leash:
+            self._leashes.add(leash)
+            gone = asyncio.ensure_future(_watch(receive, leash))
+            try:
+                return await work
+            finally:
+                gone.cancel()
+                self._leashes.discard(leash)
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _watch(receive: Receive, leash: Leash) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    leash.end(ClientGoneError())

@@ -69,7 +69,10 @@ class Meters:
         def histogram(name: str, what: str, buckets: Iterable[float]) -> Histogram:
             return Histogram(f"sagellm:{name}", what, ["model_name"], registry=self._registry, buckets=tuple(buckets))
 
-        self.first_token = histogram("time_to_first_token_seconds", "Request received to first token.", _FIRST)
+        self.first_token = LoopHistogram(
+            "sagellm:time_to_first_token_seconds", "Request received to first token.", "model_name", _FIRST
+        )
+        self._registry.register(self.first_token)
         self.between_tokens = LoopHistogram(
             "sagellm:inter_token_latency_seconds",
             "Between two events with tokens of a choice.",
@@ -134,7 +137,7 @@ class RequestMeter:
         self._began = time.perf_counter()
         self._first: float | None = None
         self._last: dict[int, float] = {}
-        self._between: Series | None = None
+        self._kept: tuple[Series, Series] | None = None
         self._ended = False
 
     def saw(self, event: StreamEvent) -> None:
@@ -144,6 +147,8 @@ class RequestMeter:
                 self._tokens(event.index)
         elif isinstance(event, StartEvent):
             self._meters.served.add(self._model)
+            # Looked up while the engine works rather than between its first token and the caller.
+            self._series()
         elif isinstance(event, EndEvent):
             self._end(event)
         elif isinstance(event, ErrorEvent):
@@ -158,13 +163,19 @@ class RequestMeter:
 
     def _tokens(self, index: int) -> None:
         now = time.perf_counter()
+        to_first, between = self._series()
         if self._first is None:
             self._first = now
-            self._meters.first_token.labels(self._model).observe(now - self._began)
-            self._between = self._meters.between_tokens.labels(self._model)
-        elif self._between is not None and (last := self._last.get(index)) is not None:
-            self._between.observe(now - last)
+            to_first.observe(now - self._began)
+        elif (last := self._last.get(index)) is not None:
+            between.observe(now - last)
         self._last[index] = now
+
+    def _series(self) -> tuple[Series, Series]:
+        if self._kept is None:
+            meters, model = self._meters, self._model
+            self._kept = meters.first_token.labels(model), meters.between_tokens.labels(model)
+        return self._kept
 
     def _end(self, event: EndEvent) -> None:
         self._ended = True

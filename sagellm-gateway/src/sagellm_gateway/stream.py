@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from sagellm_protocol import ErrorCode, SageLLMError
 
 from .errors import error_body
+from .leash import Leash
 from .lifecycle import ClientGoneError, Lifecycle
 
 _START = {
@@ -44,8 +45,8 @@ class EventWriter:
 
     def __init__(self, send: Send, keep_alive_s: float, stall_s: float) -> None:
         self._send = send
-        self._keep_alive_s = keep_alive_s
-        self._stall_s = stall_s
+        self.keep_alive_s = keep_alive_s
+        self.stall_s = stall_s
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
@@ -67,39 +68,64 @@ class EventWriter:
         """End the response."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Show signs of life while the body runs, and end it with ``ClientGoneError`` when the reader stalls."""
-        writing = asyncio.current_task()
-        assert writing is not None
-        watch = asyncio.ensure_future(self._watch())
-        watch.add_done_callback(lambda done: None if done.cancelled() else writing.cancel())
-        try:
-            yield
-        except asyncio.CancelledError:
-            if watch.done() and not watch.cancelled():
-                watch.result()
-                raise ClientGoneError from None
-            raise
-        finally:
-            watch.cancel()
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Show signs of life while the block runs, and end it with ``ClientGoneError`` when the reader stalls."""
+        with Leash() as leash:
+            watch = _Watch(self, leash)
+            try:
+                yield
+            finally:
+                watch.stop()
 
-    async def _watch(self) -> None:
-        """Return once the reader has stalled."""
-        while True:
-            now = self._loop.time()
-            since = self._writing_since
-            due = self._last + self._keep_alive_s if since is None else since + self._stall_s
-            if now < due:
-                # A write may begin meanwhile, and then stall.
-                await asyncio.sleep(min(due - now, self._stall_s))
-            elif since is not None:
-                return
-            else:
-                try:
-                    await asyncio.wait_for(self.write(_SIGN_OF_LIFE), self._stall_s)
-                except asyncio.TimeoutError:
-                    return
+    def due(self, now: float) -> tuple[float, bool]:
+        """Seconds until something is to be done about this reader, and whether it will have stalled by then.
+
+        Args:
+            now: On the loop's clock.
+        """
+        if self._writing_since is None:
+            return self._last + self.keep_alive_s - now, False
+        return self._writing_since + self.stall_s - now, True
+
+
+class _Watch:
+    """Looks at a writer now and then; a timer rather than a task, because mostly there is nothing to do.
+
+    Args:
+        writer: What to look at.
+        leash: Of whoever writes.
+    """
+
+    def __init__(self, writer: EventWriter, leash: Leash) -> None:
+        self._writer = writer
+        self._leash = leash
+        self._loop = asyncio.get_running_loop()
+        self._sign: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(min(writer.keep_alive_s, writer.stall_s), self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+        if self._sign is not None:
+            self._sign.cancel()
+
+    def _look(self) -> None:
+        writer = self._writer
+        left, stalled = writer.due(self._loop.time())
+        if left <= 0 and stalled:
+            self._leash.end(ClientGoneError())
+            return
+        if left <= 0:
+            self._sign = self._loop.create_task(writer.write(_SIGN_OF_LIFE))
+            self._sign.add_done_callback(self._signed)
+            left = writer.keep_alive_s
+        # A write may begin meanwhile, and then stall.
+        self._timer = self._loop.call_later(min(left, writer.stall_s), self._look)
+
+    def _signed(self, sign: asyncio.Task[None]) -> None:
+        if not sign.cancelled() and isinstance(error := sign.exception(), Exception):
+            self._leash.end(error)
 
 
 class EventStream(Response):
@@ -150,7 +176,7 @@ class EventStream(Response):
             await writer.close()
 
     async def _write(self, writer: EventWriter) -> None:
-        async with writer.watched():
+        with writer.watched():
             await self._produce(writer)
 
 

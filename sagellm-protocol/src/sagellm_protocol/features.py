@@ -5,7 +5,7 @@ A feature is what an engine might lack. A request uses a feature by setting a fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from .errors import ErrorCode, SageLLMError
 from .requests import EmbedRequest, NamedTool, Request, ScoreRequest
@@ -59,6 +59,14 @@ _IN_REQUEST: tuple[tuple[str, str, Callable[[Request], bool]], ...] = (
     (KV_TRANSFER, "kv_transfer", lambda r: r.kv_transfer is not None),
 )
 
+# What to do about a whole kind of request that a model is not for.
+_INSTEAD: Mapping[str, str] = {
+    GENERATE: "It makes vectors or scores; to have text written, name a model that generates",
+    EMBED: "To have vectors made, name an embedding model, or start this model's engine with a way of pooling, where"
+    " the engine has the option (pooling=last or pooling=mean)",
+    SCORE: "To have texts scored, name a cross-encoder or an embedding model",
+}
+
 AnyRequest = Request | EmbedRequest | ScoreRequest
 
 
@@ -83,9 +91,10 @@ def refuse_unknown(request: AnyRequest, offered: Collection[str]) -> None:
     """Raise ``UNSUPPORTED`` for the first feature of ``request`` that is not among those ``offered``."""
     for name, field in features_of(request).items():
         if name not in offered:
+            instead = f". {_INSTEAD[name]}" if name in _INSTEAD else ""
             raise SageLLMError(
                 ErrorCode.UNSUPPORTED,
                 f"model {request.model!r} does not offer {name!r} (asked for by {field});"
-                f" it offers {', '.join(sorted(offered)) or 'nothing'}",
+                f" it offers {', '.join(sorted(offered)) or 'nothing'}{instead}",
                 field,
             )

@@ -282,10 +282,14 @@ class CpuBackend(TorchBackend):
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """Draw one token from each row."""
+        if self._kernels is not None:
+            return native.sample(self._kernels, logits, batch)
         return sampling.sample(logits, batch)
 
     def logprobs_of(self, logits: torch.Tensor, token_ids: Sequence[int], top: int) -> list[RowLogprobs]:
         """Log-probabilities of given tokens."""
+        if self._kernels is not None:
+            return native.logprobs_of(self._kernels, logits, token_ids, top)
         return sampling.logprobs_of(logits.float(), token_ids, [top] * len(token_ids))
 
 

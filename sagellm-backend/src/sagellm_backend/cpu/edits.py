@@ -6,7 +6,7 @@ What no row asks for is found out once a batch. Knows nothing of how a token is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,6 @@ from sagellm_protocol.backend import SamplingBatch
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .topvalues import Floats, Ints
-
-Rows = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def edits_any(batch: SamplingBatch) -> bool:
@@ -33,13 +31,30 @@ def edits_any(batch: SamplingBatch) -> bool:
     )
 
 
-def edit_logits(logits: Rows, batch: SamplingBatch) -> None:
-    """Edit ``[R, V]`` float32 in place.
+def edited_rows(batch: SamplingBatch) -> list[int]:
+    """Rows that ask for an edit, ascending."""
+    if not edits_any(batch):
+        return []
+    return [
+        row
+        for row in range(len(batch.temperature))
+        if batch.bias[row]
+        or batch.banned[row]
+        or batch.allowed[row] is not None
+        or batch.repetition_penalty[row] != 1
+        or batch.presence_penalty[row]
+        or batch.frequency_penalty[row]
+        or (batch.mask and batch.mask[row] is not None)
+    ]
+
+
+def edit_logits(logits: Iterable[Floats], batch: SamplingBatch, rows: Iterable[int]) -> None:
+    """Edit the logits of some rows, each ``[V]`` float32, in place.
 
     Raises:
         SageLLMError: ``INVALID_REQUEST`` for a token id outside the vocabulary, or a row left with no token at all.
     """
-    for row, scores in enumerate(logits):
+    for row, scores in zip(rows, logits, strict=True):
         allowed, banned = batch.allowed[row], batch.banned[row]
         if allowed is not None:
             _allow(scores, _ids(row, scores, allowed))

@@ -1,5 +1,7 @@
 """Sampling over a batch: each row pays only for what it asks.
 
+What runs where there are no native kernels; ``native/sampling.py`` draws the same with them.
+
 Row by row in NumPy: a row of scores stays in the processor's cache from its first reduction to its draw, nothing waits
 for a second thread (a row takes some tens of microseconds, waking a thread as long), and what a row draws cannot depend
 on its neighbours. No filter sorts the vocabulary: each looks at the few values that may be kept. Knows nothing of
@@ -17,7 +19,7 @@ import torch
 from sagellm_protocol.backend import RowLogprobs, Sampled, SamplingBatch
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from .edits import Rows, edit_logits, edits_any
+from .edits import edit_logits, edited_rows
 from .topvalues import Floats, Ints, first_of, floor_of_largest
 
 _TILE = 64
@@ -34,14 +36,13 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
     Raises:
         SageLLMError: ``INVALID_REQUEST`` for edits that cannot be made; ``INTERNAL`` for scores that are no numbers.
     """
-    scores: Rows = logits.float().contiguous().numpy()
+    scores: Floats = logits.float().contiguous().numpy()
     rows = len(scores)
     reports: list[RowLogprobs | None] = [None] * rows
     wanted = [row for row, top in enumerate(batch.logprobs) if top is not None]
-    edited = edits_any(batch)
+    edited = edited_rows(batch)
     raw = scores[wanted] if wanted and edited else scores
-    if edited:
-        edit_logits(scores, batch)
+    edit_logits((scores[row] for row in edited), batch, edited)
     if batch.temperature.count(0) == rows:
         tokens = _greedy(scores)
     else:
@@ -53,33 +54,39 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
 
 def logprobs_of(raw: torch.Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
     """Log-probabilities of one token a row of ``[R, V]`` float32, each with its ``tops`` likeliest."""
-    scores: Rows = raw.contiguous().numpy()
+    scores: Floats = raw.contiguous().numpy()
     return [_report(row, token, top) for row, token, top in zip(scores, token_ids, tops, strict=True)]
 
 
 def _report(raw: Floats, token: int, top: int) -> RowLogprobs:
-    logprobs = raw - raw.max()
-    logprobs -= np.log(np.exp(logprobs).sum())
-    own = logprobs[token]
+    largest = raw.max()
+    if not math.isfinite(largest):
+        return RowLogprobs(logprob=math.nan, rank=1, top=())
+    # Ranked before the sum is taken off: rounding must not make two scores equal.
+    related = raw - largest
+    log_total = np.log(np.exp(related).sum())
+    own = related[token]
     return RowLogprobs(
-        logprob=own.item(), rank=int(np.count_nonzero(logprobs > own)) + 1, top=_likeliest(logprobs, top)
+        logprob=(own - log_total).item(),
+        rank=int(np.count_nonzero(related > own)) + 1,
+        top=_likeliest(related, top, log_total),
     )
 
 
-def _likeliest(logprobs: Floats, top: int) -> tuple[tuple[int, float], ...]:
+def _likeliest(related: Floats, top: int, log_total: np.float32) -> tuple[tuple[int, float], ...]:
     """The likeliest tokens of a row ``[V]``; equals in order of id, also where the list ends among them."""
     if top == 0:
         return ()
-    top = min(top, len(logprobs))
-    ids = np.flatnonzero(logprobs >= floor_of_largest(logprobs, top))
-    pairs = zip(ids.tolist(), logprobs[ids].tolist(), strict=True)
-    return tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:top])
+    top = min(top, len(related))
+    ids = first_of(related, np.flatnonzero(related >= np.float32(floor_of_largest(related, top))), top)
+    ids = ids[np.argsort(-related[ids], kind="stable")]
+    return tuple(zip(ids.tolist(), (related[ids] - log_total).tolist(), strict=True))
 
 
-def _greedy(scores: Rows) -> list[int]:
+def _greedy(scores: Floats) -> list[int]:
     tokens: list[int] = scores.argmax(-1).tolist()  # of equals the first; a NaN before all else
     if any(math.isnan(scores.item(row, token)) for row, token in enumerate(tokens)):
-        raise _no_numbers()
+        raise no_numbers()
     return tokens
 
 
@@ -89,7 +96,7 @@ def _token(scores: Floats, batch: SamplingBatch, row: int) -> int:
     # Relative to the largest, a tiny temperature cannot overflow.
     largest = scores.max()
     if not math.isfinite(largest):
-        raise _no_numbers()
+        raise no_numbers()
     scaled = scores - largest
     scaled /= np.float32(batch.temperature[row])
     top_k, top_p, min_p = batch.top_k[row], batch.top_p[row], batch.min_p[row]
@@ -163,5 +170,6 @@ def _first_past(ends: np.ndarray[tuple[int], np.dtype[np.float64]], share: float
     return min(place, int(ends.searchsorted(ends[-1])))
 
 
-def _no_numbers() -> SageLLMError:
+def no_numbers() -> SageLLMError:
+    """What to raise where nothing can be drawn."""
     return SageLLMError(ErrorCode.INTERNAL, "the model's scores are no numbers")

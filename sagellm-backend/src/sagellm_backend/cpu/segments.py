@@ -68,7 +68,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: SegmentPlan,
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
-    # [n, H, length, D]
+    # Each is [n, H, length, D] from here on.
     queries, keys, values = (part.unflatten(0, (batch.count, batch.length)).transpose(1, 2) for part in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     result = F.scaled_dot_product_attention(queries, keys, values, scale=scale, enable_gqa=grouped)

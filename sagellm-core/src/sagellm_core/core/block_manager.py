@@ -194,7 +194,7 @@ class BlockManager:
     def _longest_hit(self, sequence: Sequence) -> int:
         """Blocks at the start of a sequence that every group can supply, as far as its window looks back."""
         most = (len(sequence.tokens) - 1) // self.block_size
-        if sequence.sampling.prompt_logprobs is not None:
+        if sequence.read_whole:
             return 0
         for group in self._full:
             pool = self.pools[group]

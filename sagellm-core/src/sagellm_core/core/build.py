@@ -11,10 +11,12 @@ from sagellm_core.executor.backends import open_backend
 from sagellm_core.executor.inline import InlineExecutor
 from sagellm_core.grammar.store import GrammarStore
 from sagellm_core.loading import open_checkpoint
+from sagellm_core.loading.pooling import read_pooling, settle_pooling
+from sagellm_core.options import pooling_option
 from sagellm_protocol.engine import EngineSpec
 
 from .loop import EngineCore
-from .sizing import decide_limits
+from .sizing import decide_encoder_limits, decide_limits
 
 
 def build_core(spec: EngineSpec, path: Path) -> EngineCore:
@@ -28,6 +30,8 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         SageLLMError: With the root cause and its fix.
     """
     checkpoint = open_checkpoint(path, spec.load_format, seed=spec.seed or 0, context=spec.max_model_len)
+    settled = settle_pooling(checkpoint.config, read_pooling(path), pooling_option(spec))
+    checkpoint.config, pooling = settled.config, settled.pooling
     backend = open_backend(spec.device, dtype=spec.dtype, threads=spec.threads)
     grammars = GrammarStore(checkpoint.config.vocab_size, checkpoint.config.eos_token_ids)
     executor = InlineExecutor(
@@ -37,15 +41,22 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         quantization=spec.quantization,
         kv_cache_dtype=spec.kv_cache_dtype,
         grammars=grammars,
+        pooling=None if pooling is None else pooling.kind,
     )
     checkpoint.release()
     info = executor.info
-    limits = decide_limits(
-        spec,
-        kv_specs=info.kv_specs,
-        kv_dtype=info.kv_dtype,
-        max_position_embeddings=info.max_position_embeddings,
-        device_kind=info.device.kind,
-        free_bytes=executor.memory().free_bytes,
-    )
+    positions = info.max_position_embeddings
+    if spec.max_model_len is None and pooling is not None:
+        positions = min(positions, pooling.max_length or positions)  # beyond it the model was not trained
+    if info.kv_specs:
+        limits = decide_limits(
+            spec,
+            kv_specs=info.kv_specs,
+            kv_dtype=info.kv_dtype,
+            max_position_embeddings=positions,
+            device_kind=info.device.kind,
+            free_bytes=executor.memory().free_bytes,
+        )
+    else:
+        limits = decide_encoder_limits(spec, max_position_embeddings=positions, device_kind=info.device.kind)
     return EngineCore(executor, limits, prefix_caching=spec.prefix_caching, grammars=grammars)

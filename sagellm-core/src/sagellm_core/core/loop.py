@@ -18,13 +18,14 @@ import msgspec
 from sagellm_core.executor.base import CacheLayout, Executor, ModelInfo
 from sagellm_core.grammar.base import Grammar, GrammarError, Grammars
 from sagellm_protocol.backend import KVSpec
-from sagellm_protocol.blocks import root_hash
+from sagellm_protocol.blocks import BlockHash, root_hash
 
 from .block_manager import BlockManager, group_specs
 from .kv_log import KVLog
-from .plan import SlotResult, StepPlan
+from .no_blocks import NoBlocks
+from .plan import SlotResult, StepPlan, TokenSampling
 from .process_memory import PeakMemory
-from .request import Beginning, CoreOutput, CoreRequest, CoreStats, Ending
+from .request import Beginning, CoreOutput, CoreRequest, CoreStats, Ending, PoolRequest
 from .scheduler import Scheduler, Step
 from .sequence import Finish, Sequence, Status
 from .sizing import CoreLimits
@@ -88,15 +89,21 @@ class EngineCore:
         self._prefix_caching = prefix_caching
         info = executor.info
         groups = group_specs(info.kv_specs)
-        self._blocks = BlockManager(
-            [spec.window for spec in groups],
-            limits.num_blocks,
-            limits.block_size,
-            keep=prefix_caching,
-            observer=self.kv_log,
-        )
+        self._blocks: BlockManager | NoBlocks = NoBlocks(limits.block_size)
+        if groups:
+            self._blocks = BlockManager(
+                [spec.window for spec in groups],
+                limits.num_blocks,
+                limits.block_size,
+                keep=prefix_caching,
+                observer=self.kv_log,
+            )
         self._scheduler = Scheduler(
-            self._blocks, limits.max_num_seqs, limits.max_num_batched_tokens, before_release=self._measure
+            self._blocks,
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            before_release=self._measure,
+            whole=not groups,
         )
         self._kv_bytes = executor.allocate(
             CacheLayout(limits.num_blocks, limits.block_size, limits.max_num_seqs, limits.max_model_len)
@@ -141,9 +148,7 @@ class EngineCore:
         if request.sampling.grammar is not None and self._grammars is None:
             raise ValueError("this core compiles no grammars")
         number = next(self._arrivals)
-        # Without a prefix cache only siblings may share, under a root that is theirs alone.
-        salt = request.cache_salt if self._prefix_caching else f"request {number}"
-        root = root_hash(self._model_key, None, salt)
+        root = self._root(number, request.cache_salt)
         now = time.monotonic()
         sequences: list[Sequence] = []
         for index, seed in enumerate(request.seeds):
@@ -163,12 +168,56 @@ class EngineCore:
             )
             sequence.times.added = now
             sequences.append(sequence)
-        self._requests[number] = _Request(origin, request.ticket, sequences, len(sequences))
-        self._by_ticket[origin, request.ticket] = number
         self._prompt_tokens += length
+        self._enter(number, origin, request.ticket, sequences, request.sampling.grammar)
+
+    def add_pooled(self, request: PoolRequest, origin: Hashable = None) -> None:
+        """Take inputs in that are to be read; each ends with its vector.
+
+        Raises:
+            ValueError: As :meth:`add`.
+        """
+        longest = self.limits.max_model_len
+        if self._executor.info.pooling is None:
+            raise ValueError("this model makes no vectors")
+        for tokens in request.inputs:
+            if not 0 < len(tokens) <= longest:
+                raise ValueError(f"an input of {len(tokens)} tokens does not fit a context of {longest}")
+        if (origin, request.ticket) in self._by_ticket:
+            raise ValueError(f"ticket {request.ticket} is in flight already")
+        number = next(self._arrivals)
+        root = self._root(number, None)
+        now = time.monotonic()
+        sequences: list[Sequence] = []
+        for index, (tokens, pooled) in enumerate(zip(request.inputs, request.pooled, strict=True)):
+            sequence = Sequence(
+                number,
+                index,
+                (request.priority, next(self._arrivals)),
+                tokens,
+                TokenSampling(),
+                len(tokens),
+                root,
+                pooled=pooled,
+                read_whole=self._executor.info.pooling == "mean",
+            )
+            sequence.times.added = now
+            sequences.append(sequence)
+        self._prompt_tokens += sum(map(len, request.inputs))
+        self._enter(number, origin, request.ticket, sequences)
+
+    def _root(self, number: int, salt: str | None) -> BlockHash:
+        # Without a prefix cache only siblings may share, under a root that is theirs alone.
+        return root_hash(self._model_key, None, salt if self._prefix_caching else f"request {number}")
+
+    def _enter(
+        self, number: int, origin: Hashable, ticket: int, sequences: list[Sequence], grammar: str | None = None
+    ) -> None:
+        self._requests[number] = _Request(origin, ticket, sequences, len(sequences))
+        self._by_ticket[origin, ticket] = number
         self._stalled = False
-        if request.sampling.grammar is not None:
-            self._hold(number, sequences, request.sampling.grammar)
+        if grammar is not None:
+            self._hold(number, sequences, grammar)
             return
         for sequence in sequences:
             self._scheduler.add(sequence)
@@ -325,7 +374,10 @@ class EngineCore:
             if produced.complete and taken == len(produced.token_ids):
                 sequence.finish = Finish.STOP  # its last token may have been the last that it might have, too
             output = CoreOutput(request.ticket, sequence.index, produced.token_ids[:taken], produced.logprobs[:taken])
-            if before == sequence.prompt_len and taken and sequence.times.scheduled is not None:
+            if produced.vector is not None:
+                sequence.finish, output.vector = Finish.STOP, produced.vector
+            begins = before == sequence.prompt_len and (taken or output.vector is not None)
+            if begins and sequence.times.scheduled is not None:
                 waited = sequence.times.scheduled - sequence.times.added
                 output.beginning = Beginning(waited, sequence.cached_tokens)
             if produced.prompt_logprobs:

@@ -50,6 +50,20 @@ class TokenSampling(msgspec.Struct, frozen=True, omit_defaults=True):
     grammar: str | None = None
 
 
+class Pooled(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Says that a sequence is read and not continued, and how it becomes a vector.
+
+    Attributes:
+        second: Where its second text begins, for models that read pairs.
+        dimensions: Keep this many leading dimensions; ``None`` keeps all.
+        normalize: Make the vector's length one.
+    """
+
+    second: int | None = None
+    dimensions: int | None = None
+    normalize: bool = True
+
+
 class NewSequence(msgspec.Struct, frozen=True):
     """A sequence that takes a slot.
 
@@ -58,12 +72,14 @@ class NewSequence(msgspec.Struct, frozen=True):
         prompt: Its prompt's token ids.
         sampling: How its tokens are chosen.
         output: Token ids it produced before it was preempted.
+        pooled: How it becomes a vector, if it is read and not continued.
     """
 
     slot: int
     prompt: list[int]
     sampling: TokenSampling
     output: list[int] = []
+    pooled: Pooled | None = None
 
 
 class NewBlocks(msgspec.Struct, frozen=True):
@@ -90,7 +106,8 @@ class StepPlan(msgspec.Struct, frozen=True):
         slots: The slot of each row, in the order the rows are computed; each slot once.
         num_computed: Tokens of each row's sequence that are cached already.
         num_scheduled: Tokens of each row's sequence to compute now, at least one.
-        samples: Whether each row produces a token: its sequence has no tokens left uncomputed after this step.
+        samples: Whether each row produces a token, or its vector: its sequence has no tokens left uncomputed after
+            this step.
     """
 
     step: int
@@ -128,6 +145,7 @@ class SlotResult(msgspec.Struct, frozen=True):
         prompt_logprobs: One for each prompt token whose predecessor was computed in this step; empty if not asked for.
         complete: What its grammar asks for is there, and nothing may follow.
         error: Why this slot's sequence cannot go on; others are unharmed.
+        vector: What its sequence was pooled to, float32 in this host's byte order.
     """
 
     slot: int
@@ -136,6 +154,7 @@ class SlotResult(msgspec.Struct, frozen=True):
     prompt_logprobs: list[TokenLogprob] = []
     error: str | None = None
     complete: bool = False
+    vector: bytes | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .plan import TokenLogprob, TokenSampling
+from .plan import Pooled, TokenLogprob, TokenSampling
 from .sequence import Finish
 
 
@@ -31,6 +31,22 @@ class CoreRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     sampling: TokenSampling = TokenSampling()
     priority: int = 0
     cache_salt: str | None = None
+
+
+class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Inputs to make a vector of each; to its asker each is one continuation of one request.
+
+    Attributes:
+        ticket: The asker's number for it, unused among those it has in flight.
+        inputs: Token ids of each, at least one.
+        pooled: How each becomes a vector.
+        priority: Lower is served sooner.
+    """
+
+    ticket: int
+    inputs: list[list[int]]
+    pooled: list[Pooled]
+    priority: int = 0
 
 
 class Ending(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +96,7 @@ class CoreOutput(msgspec.Struct, array_like=True):
         prompt_logprobs: One for each prompt token from the second on, in pieces and in order, if asked for.
         beginning: With the first output.
         ending: With the last.
+        vector: What an input was pooled to, float32 in this host's byte order; with the last.
     """
 
     ticket: int
@@ -89,6 +106,7 @@ class CoreOutput(msgspec.Struct, array_like=True):
     prompt_logprobs: list[TokenLogprob] = []
     beginning: Beginning | None = None
     ending: Ending | None = None
+    vector: bytes | None = None
 
 
 class CoreStats(msgspec.Struct, frozen=True, array_like=True):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .block_manager import BlockManager
+from .no_blocks import NoBlocks
 from .plan import NewBlocks, NewSequence, StepPlan
 from .sequence import Finish, Sequence, Status
 from .waiting import WaitingQueue
@@ -75,14 +76,18 @@ class Scheduler:
         max_num_seqs: Slots.
         max_num_batched_tokens: Token budget of a step; at least ``max_num_seqs``, so that all may decode.
         before_release: Called with a sequence that is about to lose its blocks.
+        whole: Compute a sequence's tokens in one step or not at all, as a model needs that keeps nothing between steps;
+            the budget is at least the longest sequence then.
     """
 
     def __init__(
         self,
-        blocks: BlockManager,
+        blocks: BlockManager | NoBlocks,
         max_num_seqs: int,
         max_num_batched_tokens: int,
         before_release: Callable[[Sequence], None] = lambda sequence: None,
+        *,
+        whole: bool = False,
     ) -> None:
         assert max_num_batched_tokens >= max_num_seqs, "every slot must be able to decode in every step"
         self.blocks = blocks
@@ -90,6 +95,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of service
         self.preemptions = 0
         self._before_release = before_release
+        self._whole = whole
         self._budget = max_num_batched_tokens
         self._slots = list(range(max_num_seqs - 1, -1, -1))
         self._dropped: list[int] = []
@@ -165,7 +171,7 @@ class Scheduler:
     def _admit(self, draft: _Draft) -> None:
         slots = len(self._slots)
         for sequence in self.waiting:
-            if draft.budget <= 0 or len(draft.admitted) == slots:
+            if draft.budget < (sequence.uncomputed if self._whole else 1) or len(draft.admitted) == slots:
                 break
             if self._waits_for_leader(sequence):
                 continue
@@ -178,7 +184,13 @@ class Scheduler:
             self.waiting.remove(sequence)
             self._seat(sequence)
             draft.added.append(
-                NewSequence(sequence.slot, sequence.tokens[: sequence.prompt_len], sequence.sampling, sequence.output)
+                NewSequence(
+                    sequence.slot,
+                    sequence.tokens[: sequence.prompt_len],
+                    sequence.sampling,
+                    sequence.output,
+                    sequence.pooled,
+                )
             )
 
     def _waits_for_leader(self, sequence: Sequence) -> bool:

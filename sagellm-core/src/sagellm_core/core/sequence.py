@@ -10,14 +10,14 @@ from enum import Enum
 
 from sagellm_protocol.blocks import BlockHash, block_hash
 
-from .plan import TokenSampling
+from .plan import Pooled, TokenSampling
 
 
 class Finish(str, Enum):
     """How a sequence ended in the core."""
 
     STOP = "stop"
-    """One of its end tokens was produced, or all that its grammar asks for."""
+    """One of its end tokens was produced, or all that its grammar asks for; or it was to be read, and was."""
     LENGTH = "length"
     """It reached its limit, or alone could not be given another block."""
     CANCELLED = "cancelled"
@@ -56,6 +56,8 @@ class Sequence:
         published: Leading blocks of ``tables`` that have been offered to the prefix cache, or came from it.
         cached_tokens: Prompt tokens that came from the prefix cache at its first admission.
         preemptions: Times it lost its blocks.
+        pooled: How it becomes a vector, if it is read and not continued.
+        read_whole: Every one of its tokens is to be computed, so that no prefix hit may skip some.
     """
 
     __slots__ = (
@@ -71,9 +73,11 @@ class Sequence:
         "limit",
         "num_computed",
         "num_scheduled",
+        "pooled",
         "preemptions",
         "prompt_len",
         "published",
+        "read_whole",
         "request",
         "sampling",
         "slot",
@@ -94,6 +98,8 @@ class Sequence:
         limit: int,
         root: BlockHash,
         leader: Sequence | None = None,
+        pooled: Pooled | None = None,
+        read_whole: bool = False,
     ) -> None:
         self.request = request
         self.index = index
@@ -101,6 +107,8 @@ class Sequence:
         self.tokens = list(prompt)
         self.prompt_len = len(prompt)
         self.sampling = sampling
+        self.pooled = pooled
+        self.read_whole = read_whole or sampling.prompt_logprobs is not None
         self.end_ids = frozenset(sampling.end_ids)
         self.limit = limit
         self.leader = leader

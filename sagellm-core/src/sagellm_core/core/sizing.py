@@ -82,12 +82,7 @@ def decide_limits(
     """
     block_size = spec.block_size or BLOCK_SIZE
     per_block = bytes_per_block(kv_specs, kv_dtype, block_size)
-    length = spec.max_model_len or max_position_embeddings
-    if length > max_position_embeddings:
-        raise _wrong(
-            "max_model_len",
-            f"max_model_len={length} is more than the {max_position_embeddings} positions the model has",
-        )
+    length = _length(spec, max_position_embeddings)
     if length < 2:
         raise _wrong("max_model_len", "max_model_len=1 leaves no room for a token of prompt and one of output; set 2")
     sequences, tokens = _concurrency(spec, device_kind)
@@ -122,6 +117,44 @@ def decide_limits(
             f" there are {num_blocks}; set max_num_seqs to at most {num_blocks}, or raise kv_cache_memory_bytes",
         )
     return CoreLimits(num_blocks, block_size, sequences, tokens, length)
+
+
+def decide_encoder_limits(spec: EngineSpec, *, max_position_embeddings: int, device_kind: str) -> CoreLimits:
+    """Settle every limit of a model that reads an input in one step and keeps nothing of it.
+
+    Args:
+        spec: What the operator asked for.
+        max_position_embeddings: Longest input the model is made for.
+        device_kind: ``cpu``, ``cuda``, …
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST`` when what was set cannot be met; the message names what to change.
+    """
+    for name, neutral in (("kv_cache_memory_bytes", None), ("kv_cache_dtype", "auto")):
+        value = getattr(spec, name)
+        if value != neutral:
+            raise _wrong(name, f"{name}={value} has no meaning for an encoder, which keeps no keys and values; drop it")
+    length = _length(spec, max_position_embeddings)
+    sequences, tokens = _concurrency(spec, device_kind)
+    if spec.max_num_batched_tokens is None:
+        tokens = max(tokens, length)
+    if tokens < length:
+        raise _wrong(
+            "max_num_batched_tokens",
+            f"max_num_batched_tokens={tokens} is less than max_model_len={length}, and an encoder reads an input in one"
+            f" step; set max_num_batched_tokens to at least {length}, or max_model_len to at most {tokens}",
+        )
+    return CoreLimits(0, spec.block_size or BLOCK_SIZE, sequences, tokens, length)
+
+
+def _length(spec: EngineSpec, max_position_embeddings: int) -> int:
+    length = spec.max_model_len or max_position_embeddings
+    if length > max_position_embeddings:
+        raise _wrong(
+            "max_model_len",
+            f"max_model_len={length} is more than the {max_position_embeddings} positions the model has",
+        )
+    return length
 
 
 def _concurrency(spec: EngineSpec, device_kind: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sagellm_core.core.plan import StepPlan, StepResult
+from sagellm_core.loading.pooling import PoolingKind
 from sagellm_protocol.backend import KVSpec, MemoryInfo
 from sagellm_protocol.devices import DeviceInfo, DType
 
@@ -30,6 +31,10 @@ class ModelInfo:
         weight_bytes: Bytes that the weights occupy on the device.
         backend: Name of the backend.
         device: The device.
+        generates: It continues prompts.
+        pooling: Which hidden states become a vector, if it makes any.
+        embedding_size: Dimensions of such a vector; ``None`` where it is a score.
+        scores: A head makes one number of each input.
     """
 
     architecture: str
@@ -44,6 +49,10 @@ class ModelInfo:
     weight_bytes: int
     backend: str
     device: DeviceInfo
+    generates: bool = True
+    pooling: PoolingKind | None = None
+    embedding_size: int | None = None
+    scores: bool = False
 
 
 @dataclass(frozen=True)

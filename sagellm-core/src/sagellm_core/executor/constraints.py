@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from sagellm_core.core.plan import NewSequence, SlotResult, TokenSampling
+from sagellm_core.core.plan import NewSequence, SlotResult, StepPlan, TokenSampling
 from sagellm_core.grammar.base import GrammarError, Grammars, Matcher
 
 from .slots import Slots
@@ -41,8 +41,14 @@ class Constraints:
         """Whether there are any."""
         return bool(self._matchers)
 
-    def add(self, new: NewSequence) -> None:
-        """A sequence took its slot."""
+    def apply(self, plan: StepPlan) -> None:
+        """Take in which slots a plan frees and which are taken."""
+        for slot in plan.dropped:
+            self._matchers.pop(slot, None)
+        for new in plan.added:
+            self._add(new)
+
+    def _add(self, new: NewSequence) -> None:
         if new.sampling.grammar is None:
             return
         assert self._grammars is not None, "a plan names a grammar, and there are none"
@@ -50,10 +56,6 @@ class Constraints:
             self._words = np.zeros((len(self._slots.length), -(-self._grammars.vocab_size // 32)), dtype=np.int32)
         matcher = self._matchers[new.slot] = self._grammars.get(new.sampling.grammar).matcher()
         matcher.accept(new.output)
-
-    def drop(self, slot: int) -> None:
-        """A slot was freed."""
-        self._matchers.pop(slot, None)
 
     def prepare(self, slots: Sequence[int]) -> dict[int, SlotResult]:
         """Find out what may come next in each of ``slots``; those that end here, without another token."""

@@ -12,12 +12,19 @@ from sagellm_core import models
 from sagellm_core.core.plan import StepPlan, StepResult
 from sagellm_core.grammar.base import Grammars
 from sagellm_core.loading.base import Checkpoint
+from sagellm_core.loading.config import ModelConfig
+from sagellm_core.loading.pooling import PoolingKind
+from sagellm_core.models.encoder import Encoder
 from sagellm_protocol.backend import Backend, MemoryInfo
+from sagellm_protocol.devices import BackendCapabilities, DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .backends import AUTO, cache_dtype, check_quantization, compute_dtype
 from .base import CacheLayout, ModelInfo
+from .encoding import EncoderRunner
+from .pooling import Pooler
 from .runner import Runner
+from .slots import Slots
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class InlineExecutor:
         dtype: Type to compute in, or ``auto``.
         quantization: A format of the backend's to quantise projections to at load.
         kv_cache_dtype: Type to keep keys and values in, or ``auto``.
+        pooling: Which hidden states become a vector; ``None`` where none is wanted.
         grammars: Those that sequences follow, compiled before a plan names them.
 
     Raises:
@@ -55,23 +63,27 @@ class InlineExecutor:
         dtype: str = AUTO,
         quantization: str | None = None,
         kv_cache_dtype: str = AUTO,
+        pooling: PoolingKind | None = None,
         grammars: Grammars | None = None,
     ) -> None:
         capabilities = ops.capabilities()
-        computed_in = compute_dtype(capabilities, dtype)
+        computed_in = compute_dtype(capabilities, _wanted(checkpoint.config, capabilities, dtype))
         kept_in = cache_dtype(capabilities, kv_cache_dtype, computed_in)
         check_quantization(capabilities, quantization)
         config = checkpoint.config
         self._ops = ops
         self._model = models.load(checkpoint, ops, computed_in, quantization)
-        self._runner: Runner | None = None
         self._grammars = grammars
+        self._runner: Runner | EncoderRunner | None = None
+        encodes = isinstance(self._model, Encoder)
+        scores = isinstance(self._model, Encoder) and self._model.scores
+        self._sigmoid = config.encoder is not None and config.encoder.sigmoid
         self._info = ModelInfo(
             architecture=config.architecture,
             model_key=checkpoint.key,
             vocab_size=config.vocab_size,
             max_position_embeddings=config.max_position_embeddings,
-            kv_specs=self._model.kv_specs,
+            kv_specs=self._model.kv_specs if not isinstance(self._model, Encoder) else (),
             kv_dtype=kept_in,
             dtype=computed_in,
             quantization=quantization,
@@ -79,6 +91,10 @@ class InlineExecutor:
             weight_bytes=self._model.weight_bytes,
             backend=ops.name,
             device=ops.device,
+            generates=not encodes and not config.headless,
+            pooling=pooling,
+            embedding_size=None if pooling is None or scores else config.hidden_size,
+            scores=scores,
         )
 
     @property
@@ -93,8 +109,15 @@ class InlineExecutor:
     def allocate(self, layout: CacheLayout) -> int:
         """Make the cache and the slots."""
         assert self._runner is None, "the cache is made once"
-        self._runner = Runner(self._model, self._ops, layout, self._info.kv_dtype, self._grammars)
-        return self._runner.cache.nbytes
+        model, ops, pooling = self._model, self._ops, self._info.pooling
+        if isinstance(model, Encoder):
+            assert pooling is not None, "an encoder's hidden states are pooled"
+            slots = Slots(layout, groups=0)
+            pooler = Pooler(ops, slots, pooling, model.score if model.scores else None, self._sigmoid)
+            self._runner = EncoderRunner(model, ops, slots, pooler)
+        else:
+            self._runner = Runner(model, ops, layout, self._info.kv_dtype, pooling, self._grammars)
+        return self._runner.cache_bytes
 
     def run(self, plan: StepPlan) -> Done:
         """Run a step; it is over when this returns."""
@@ -105,3 +128,14 @@ class InlineExecutor:
     def stop(self) -> None:
         """Let go of the cache."""
         self._runner = None
+
+
+def _wanted(config: ModelConfig, capabilities: BackendCapabilities, dtype: str) -> str:
+    """The type that is asked for; left open, an encoder that was saved in float32 stays in it.
+
+    Its vectors are compared with others that were stored, and it is small.
+    """
+    exact = config.encoder is not None and config.dtype in (None, "float32")
+    if dtype == AUTO and exact and DType.FLOAT32 in capabilities.dtypes:
+        return DType.FLOAT32.value
+    return dtype

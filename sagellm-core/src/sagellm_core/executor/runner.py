@@ -15,6 +15,7 @@ import numpy as np
 
 from sagellm_core.core.plan import SlotResult, StepPlan, StepResult, TokenLogprob
 from sagellm_core.grammar.base import Grammars
+from sagellm_core.loading.pooling import PoolingKind
 from sagellm_core.models.base import Model
 from sagellm_protocol.backend import Backend, RowLogprobs
 from sagellm_protocol.devices import DType
@@ -22,6 +23,7 @@ from sagellm_protocol.devices import DType
 from .base import CacheLayout
 from .constraints import Constraints
 from .inputs import StepInputs, step_inputs
+from .pooling import Pooler
 from .sampling import SamplingBatches, may_produce
 from .slots import Slots
 
@@ -43,11 +45,18 @@ class Runner:
         ops: The backend.
         layout: Sizes of cache and slots.
         kv_dtype: Type the cache keeps.
+        pooling: Which hidden states become a vector, where one is asked for.
         grammars: What sequences' output may have to follow.
     """
 
     def __init__(
-        self, model: Model, ops: Backend[Any], layout: CacheLayout, kv_dtype: DType, grammars: Grammars | None = None
+        self,
+        model: Model,
+        ops: Backend[Any],
+        layout: CacheLayout,
+        kv_dtype: DType,
+        pooling: PoolingKind | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self._model = model
         self._ops = ops
@@ -55,27 +64,28 @@ class Runner:
         self._slots = Slots(layout, groups=len(dict.fromkeys(model.kv_specs)))
         self._batches = SamplingBatches(self._slots)
         self._constraints = Constraints(self._slots, grammars)
+        self._pooler = None if pooling is None else Pooler(ops, self._slots, pooling)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache."""
+        return self.cache.nbytes
 
     def run(self, plan: StepPlan) -> StepResult:
         """Run one step to its end."""
-        slots = self._slots
-        for slot in plan.dropped:
-            slots.drop(slot)
-            self._constraints.drop(slot)
-        for new in plan.added:
-            slots.add(new)
-            self._constraints.add(new)
-        for blocks in plan.blocks:
-            slots.extend(blocks)
+        self._slots.apply(plan)
+        self._constraints.apply(plan)
         if plan.copies:
             self._ops.copy_blocks(self.cache, plan.copies)
         if not plan.slots:
             return StepResult(plan.step, [])
-        inputs = step_inputs(plan, slots)
+        inputs = step_inputs(plan, self._slots)
         hidden = self._forward(inputs)
         results = self._sample(plan, inputs, hidden)
         if self._slots.reporting:
             results = _merge(results, self._prompt_logprobs(plan, inputs, hidden), plan.slots)
+        if self._pooler is not None:
+            results = _merge([*results, *self._pooler.results(plan, inputs, hidden)], {}, plan.slots)
         return StepResult(plan.step, results)
 
     def _forward(self, inputs: StepInputs) -> Any:
@@ -88,7 +98,8 @@ class Runner:
         )
 
     def _sample(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> list[SlotResult]:
-        rows = [row for row, samples in enumerate(plan.samples) if samples]
+        pooled = self._slots.pooled
+        rows = [row for row, samples in enumerate(plan.samples) if samples and plan.slots[row] not in pooled]
         stuck: list[int] = []
         if self._slots.restricted:
             stuck = [plan.slots[row] for row in rows if not may_produce(self._slots, plan.slots[row])]

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from sagellm_core.core.plan import NewBlocks, NewSequence, TokenSampling
+from sagellm_core.core.plan import NewBlocks, NewSequence, Pooled, StepPlan, TokenSampling
 
 from .base import CacheLayout
 
@@ -29,6 +29,7 @@ class Slots:
         length: Prompt and output tokens, ``[max_num_seqs]`` int64; 0 where a slot is free.
         restricted: Slots whose tokens are among some that are allowed.
         reporting: Slots that report log-probabilities of their prompt.
+        pooled: How each slot that is read and not continued becomes a vector.
         turn: Counts up whenever a slot is taken or freed; what was derived of slots' parameters holds until then.
     """
 
@@ -39,11 +40,21 @@ class Slots:
         self.length = np.zeros(slots, dtype=np.int64)
         self.restricted: set[int] = set()
         self.reporting: set[int] = set()
+        self.pooled: dict[int, Pooled] = {}
         self.turn = 0
         self._sampling: list[TokenSampling | None] = [None] * slots
         self._block_size = layout.block_size
         self._tables = np.zeros((groups, slots, -(-longest // layout.block_size)), dtype=np.int32)
         self._table_len = np.zeros((groups, slots), dtype=np.int64)
+
+    def apply(self, plan: StepPlan) -> None:
+        """Take in what a plan changes: drop, add, extend."""
+        for slot in plan.dropped:
+            self.drop(slot)
+        for new in plan.added:
+            self.add(new)
+        for blocks in plan.blocks:
+            self.extend(blocks)
 
     def add(self, new: NewSequence) -> None:
         """Let a sequence take its slot."""
@@ -58,6 +69,8 @@ class Slots:
             self.restricted.add(slot)
         if new.sampling.prompt_logprobs is not None:
             self.reporting.add(slot)
+        if new.pooled is not None:
+            self.pooled[slot] = new.pooled
         self.turn += 1
 
     def drop(self, slot: int) -> None:
@@ -67,6 +80,7 @@ class Slots:
         self._table_len[:, slot] = 0
         self.restricted.discard(slot)
         self.reporting.discard(slot)
+        self.pooled.pop(slot, None)
         self.turn += 1
 
     def extend(self, blocks: NewBlocks) -> None:

@@ -11,15 +11,18 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from itertools import count
 from pathlib import Path
 
 import msgspec
 
-from sagellm_core.core.request import CoreOutput, CoreRequest
+from sagellm_core.core.plan import Pooled
+from sagellm_core.core.request import CoreOutput, CoreRequest, PoolRequest
 from sagellm_core.tokenizer import Tokenizer, load_tokenizer
+from sagellm_core.tokenizer.inputs import Encoded
 from sagellm_core.transport.base import CoreClient
 from sagellm_core.transport.messages import KVChanges, Ready
 from sagellm_protocol import features
@@ -30,25 +33,20 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.events import ErrorEvent, StreamEvent, is_terminal
 from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding
 from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
-from sagellm_protocol.responses import EmbedResponse, ScoreResponse
+from sagellm_protocol.responses import EmbedResponse, ScoreResponse, Vector
 
 from .constraint import Constraint, need_grammars
 from .form import OutputForm, choose_form
+from .inputs import InputReader, input_reader
 from .job import Job
 from .kv_feed import KVFeed
 from .link import CoreLink
+from .offers import capabilities, offered_features
+from .pooled import PooledJob, Values, cosines
 from .renderer import PromptRenderer
 from .sampling import choice_seeds, resolve_sampling
 
 logger = logging.getLogger(__name__)
-
-FEATURES = frozenset(
-    {
-        *(features.GENERATE, features.LOGPROBS, features.PROMPT_LOGPROBS, features.LOGIT_BIAS),
-        *(features.ALLOWED_TOKEN_IDS, features.BAD_WORDS, features.ECHO, features.CACHE_SALT),
-        features.STRUCTURED_OUTPUT,
-    }
-)
 
 _BEFORE_THE_CORE = {
     ErrorCode.CANCELLED: RequestEnding.CANCELLED,
@@ -91,9 +89,10 @@ class FrontEngine:
         self._link: CoreLink | None = None
         self._renderer: PromptRenderer | None = None
         self._form: OutputForm | None = None
+        self._reader: InputReader | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._jobs: dict[int, Job] = {}
-        self._by_id: dict[str, Job] = {}
+        self._jobs: dict[int, Job | PooledJob] = {}
+        self._by_id: dict[str, Job | PooledJob] = {}
         self._claimed: set[str] = set()  # ids of requests that are being rendered
         self._given_up: set[str] = set()  # those of them that were aborted meanwhile
         self._idle = asyncio.Event()
@@ -118,9 +117,7 @@ class FrontEngine:
             served_names=self._spec.names,
             state=self._state,
             error=self._error,
-            capabilities=EngineCapabilities()
-            if core is None
-            else _capabilities(core, self._features, self._spec.quantization),
+            capabilities=EngineCapabilities() if core is None else capabilities(core, self._features, self._spec),
             device=None if core is None else DeviceInfo.model_validate_json(core.device),
         )
 
@@ -239,6 +236,7 @@ class FrontEngine:
                 tokenizer.result()
             ready = await core
             loaded = await tokenizer
+            reader = await asyncio.to_thread(input_reader, spec, path, ready, loaded)
             self._form = choose_form(loaded, tool_parser=spec.tool_parser, reasoning_parser=spec.reasoning_parser)
             self._renderer = PromptRenderer(
                 tokenizer=loaded,
@@ -248,7 +246,8 @@ class FrontEngine:
                 block_size=ready.block_size,
                 trust_request_chat_template=spec.trust_request_chat_template,
             )
-            self._features = FEATURES | _conversation_features(self._form, trusting=spec.trust_request_chat_template)
+            self._reader = reader
+            self._features = offered_features(ready, self._form, trusting=spec.trust_request_chat_template)
             self._core = ready
             if self._kv_feed.wanted:
                 link.watch()
@@ -316,22 +315,46 @@ class FrontEngine:
         return True
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
-        """Refused: this engine's models generate.
+        """One vector an input; a caller that goes away aborts it.
 
         Raises:
-            SageLLMError: ``UNSUPPORTED``.
+            SageLLMError: ``UNSUPPORTED`` when the model makes none; as :meth:`InputReader.inputs`.
         """
-        self._refuse(request)
-        raise SageLLMError(ErrorCode.UNSUPPORTED, f"model {request.model!r} makes no embeddings", "model")
+        how = Pooled(dimensions=request.dimensions, normalize=request.normalize)
+        job = await self._pool(request, lambda reader: reader.inputs(request), how)
+        vectors = tuple(Vector(index=index, values=tuple(one)) for index, one in enumerate(await self._vectors(job)))
+        return EmbedResponse(
+            request_id=request.request_id,
+            trace_id=request.trace_id,
+            model=request.model,
+            vectors=vectors,
+            usage=job.usage,
+        )
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """Refused: this engine's models generate.
+        """A cross-encoder's score of each document, or the cosine of its vector and the query's.
 
         Raises:
-            SageLLMError: ``UNSUPPORTED``.
+            SageLLMError: ``UNSUPPORTED`` when the model does neither; as :meth:`InputReader.queries`.
         """
-        self._refuse(request)
-        raise SageLLMError(ErrorCode.UNSUPPORTED, f"model {request.model!r} does not score", "model")
+        job = await self._pool(request, lambda reader: reader.queries(request), Pooled())
+        vectors = await self._vectors(job)
+        assert self._reader is not None
+        return ScoreResponse(
+            request_id=request.request_id,
+            trace_id=request.trace_id,
+            model=request.model,
+            scores=tuple(one[0] for one in vectors) if self._reader.pairs else cosines(vectors[0], vectors[1:]),
+            usage=job.usage,
+        )
+
+    async def _vectors(self, job: PooledJob) -> list[Values]:
+        try:
+            return await job.vectors()
+        finally:
+            if job.outcome is None:
+                job.abandon()
+                self._leave(job)
 
     def _refuse(self, request: Request | EmbedRequest | ScoreRequest) -> None:
         """Raise for what cannot be served now, or not here."""
@@ -349,11 +372,7 @@ class FrontEngine:
     async def _accept(self, request: Request, prompt: RenderedPrompt | None) -> Job:
         queued_s = time.monotonic()
         self._refuse(request)
-        request_id = request.request_id
-        if request_id in self._by_id or request_id in self._claimed:
-            raise SageLLMError(ErrorCode.CONFLICT, f"a request with id {request_id!r} is in flight", "request_id")
-        self._claimed.add(request_id)
-        try:
+        with self._claim(request):
             if prompt is None:
                 prompt = await self.renderer.render(request)
             else:
@@ -361,11 +380,45 @@ class FrontEngine:
             constraint = None if self._form is None else self._form.constraint(request, prompt)
             if constraint is not None:
                 await self._teach()
-            if request_id in self._given_up:
-                raise _aborted()
-            if self._state is not EngineState.READY:  # it may have changed meanwhile
-                self._refuse(request)
+            self._check_still_wanted(request)
             return self._submit(request, prompt, queued_s, constraint)
+
+    async def _pool(
+        self,
+        request: EmbedRequest | ScoreRequest,
+        read: Callable[[InputReader], Awaitable[Sequence[Encoded]]],
+        how: Pooled,
+    ) -> PooledJob:
+        """Take a request for vectors in, and send it to the core."""
+        queued_s = time.monotonic()
+        try:
+            self._refuse(request)
+            assert self._reader is not None, "an engine that offers vectors has what reads for them"
+            with self._claim(request):
+                inputs = await read(self._reader)
+                self._check_still_wanted(request)
+                return self._submit_pooled(request, inputs, how, queued_s)
+        except SageLLMError as error:
+            self._ended[_BEFORE_THE_CORE.get(error.code, RequestEnding.REFUSED)] += 1
+            raise
+        except asyncio.CancelledError:
+            self._ended[RequestEnding.CANCELLED] += 1
+            raise
+        except Exception as error:
+            logger.exception("cannot take in request %s", request.request_id)
+            self._ended[RequestEnding.FAILED] += 1
+            what = f"the request could not be taken in: {type(error).__name__}: {error}"
+            raise SageLLMError(ErrorCode.INTERNAL, what) from error
+
+    @contextmanager
+    def _claim(self, request: Request | EmbedRequest | ScoreRequest) -> Iterator[None]:
+        """Keep a request's id to it while it is turned into tokens."""
+        request_id = request.request_id
+        if request_id in self._by_id or request_id in self._claimed:
+            raise SageLLMError(ErrorCode.CONFLICT, f"a request with id {request_id!r} is in flight", "request_id")
+        self._claimed.add(request_id)
+        try:
+            yield
         finally:
             self._claimed.discard(request_id)
             self._given_up.discard(request_id)
@@ -376,6 +429,13 @@ class FrontEngine:
         if link is not None and not link.taught:
             need_grammars()
             link.teach(await asyncio.to_thread(self.renderer.tokenizer.backend.to_str))
+
+    def _check_still_wanted(self, request: Request | EmbedRequest | ScoreRequest) -> None:
+        """Raise for what changed while a request was turned into tokens."""
+        if request.request_id in self._given_up:
+            raise _aborted()
+        if self._state is not EngineState.READY:
+            self._refuse(request)
 
     def _submit(self, request: Request, prompt: RenderedPrompt, queued_s: float, constraint: Constraint | None) -> Job:
         core, link, params = self._core, self._link, request.sampling
@@ -400,13 +460,29 @@ class FrontEngine:
                 cache_salt=request.cache_salt,
             )
         )
-        if left_s is not None:
-            job.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, job)
-        self._jobs[job.ticket] = self._by_id[request.request_id] = job
-        self._idle.clear()
+        self._note(job, left_s)
         return job
 
-    def _time_left(self, request: Request, queued_s: float) -> float | None:
+    def _submit_pooled(
+        self, request: EmbedRequest | ScoreRequest, inputs: Sequence[Encoded], how: Pooled, queued_s: float
+    ) -> PooledJob:
+        link = self._link
+        assert link is not None
+        left_s = self._time_left(request, queued_s)
+        job = PooledJob(request, next(self._tickets), [len(one.ids) for one in inputs])
+        pooled = [msgspec.structs.replace(how, second=one.second) for one in inputs]
+        link.pool(PoolRequest(job.ticket, [one.ids for one in inputs], pooled, request.priority))
+        self._note(job, left_s)
+        return job
+
+    def _note(self, job: Job | PooledJob, left_s: float | None) -> None:
+        """Keep a job that was sent to the core, until it ends or its time is over."""
+        if left_s is not None:
+            job.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, job)
+        self._jobs[job.ticket] = self._by_id[job.request.request_id] = job
+        self._idle.clear()
+
+    def _time_left(self, request: Request | EmbedRequest | ScoreRequest, queued_s: float) -> float | None:
         if request.slo is None or request.slo.deadline_ms is None:
             return None
         left_s = request.slo.deadline_ms / 1e3 - (time.monotonic() - queued_s)
@@ -444,10 +520,10 @@ class FrontEngine:
 
     # -- endings ------------------------------------------------------------------------------------------------------
 
-    def _expire(self, job: Job) -> None:
+    def _expire(self, job: Job | PooledJob) -> None:
         self._fail(job, _expired(job.request))
 
-    def _fail(self, job: Job, error: SageLLMError) -> None:
+    def _fail(self, job: Job | PooledJob, error: SageLLMError) -> None:
         job.fail(error)
         self._leave(job)
 
@@ -455,13 +531,13 @@ class FrontEngine:
         for job in list(self._jobs.values()):
             self._fail(job, error)
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: Job | PooledJob) -> None:
         """Have the core forget a job that ended here before it did there."""
         if self._link is not None:
             self._link.abort(job.ticket)
         self._forget(job)
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: Job | PooledJob) -> None:
         if self._jobs.pop(job.ticket, None) is None:
             return
         assert job.outcome is not None
@@ -471,38 +547,11 @@ class FrontEngine:
             self._idle.set()
 
 
-def _capabilities(core: Ready, offered: frozenset[str], quantization: str | None) -> EngineCapabilities:
-    return EngineCapabilities(
-        features=offered,
-        max_model_len=core.max_model_len,
-        max_num_seqs=core.max_num_seqs,
-        max_num_batched_tokens=core.max_num_batched_tokens,
-        vocab_size=core.vocab_size,
-        block_size=core.block_size,
-        total_blocks=core.total_blocks,
-        dtype=core.dtype,
-        quantization=quantization,
-    )
-
-
-def _conversation_features(form: OutputForm, *, trusting: bool) -> frozenset[str]:
-    """What the model's template and form of output offer to conversations."""
-    chat = form.tokenizer.chat
-    offered = {
-        features.CHAT: bool(chat.sources) or trusting,
-        features.CHAT_TEMPLATE: trusting,
-        features.REASONING_EFFORT: chat.reads("reasoning_effort"),
-        features.TOOLS: form.tools is not None,
-        features.TOOL_CHOICE: form.tools is not None and form.tools.can_be_forced,
-    }
-    return frozenset(name for name, offers in offered.items() if offers)
-
-
 def _aborted() -> SageLLMError:
     return SageLLMError(ErrorCode.CANCELLED, "the request was aborted")
 
 
-def _expired(request: Request) -> SageLLMError:
+def _expired(request: Request | EmbedRequest | ScoreRequest) -> SageLLMError:
     assert request.slo is not None
     return SageLLMError(
         ErrorCode.DEADLINE_EXCEEDED, f"the request did not end within its deadline of {request.slo.deadline_ms:g} ms"

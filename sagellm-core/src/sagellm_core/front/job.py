@@ -118,12 +118,8 @@ class Job:
             self._put(ErrorEvent(request_id=self.request.request_id, error=error.info(), usage=self._usage()))
 
     def _refusal(self, reason: str) -> SageLLMError:
-        what = "a tool's parameters cannot" if self._param == "tools" else "the form of the output cannot"
-        return SageLLMError(ErrorCode.INVALID_REQUEST, f"{what} be followed: {reason}", self._param)
-
-    @property
-    def _param(self) -> str | None:
-        return None if self._constraint is None else self._constraint.param
+        param = None if self._constraint is None else self._constraint.param
+        return SageLLMError(ErrorCode.INVALID_REQUEST, f"{param} cannot be followed: {reason}", param)
 
     def abandon(self) -> None:
         """End it without an event: nobody listens any more."""

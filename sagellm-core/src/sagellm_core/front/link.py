@@ -10,9 +10,21 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
+from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats, PoolRequest
 from sagellm_core.transport.base import CoreClient
-from sagellm_core.transport.messages import Abort, Add, CoreMessage, KVChanges, Outputs, Ping, Pong, Ready, Teach, Watch
+from sagellm_core.transport.messages import (
+    Abort,
+    Add,
+    CoreMessage,
+    KVChanges,
+    Outputs,
+    Ping,
+    Pong,
+    Pool,
+    Ready,
+    Teach,
+    Watch,
+)
 
 STATS_WAIT_S = 0.25
 """How long statistics wait for a core that is in the middle of a step, before the last ones known are given."""
@@ -68,6 +80,10 @@ class CoreLink:
     def add(self, request: CoreRequest) -> None:
         """Have a request worked on."""
         self._client.send(Add(request))
+
+    def pool(self, request: PoolRequest) -> None:
+        """Have vectors made."""
+        self._client.send(Pool(request))
 
     def teach(self, vocabulary: str) -> None:
         """Say how tokens are spelt, which the first grammar needs; said once, whatever is asked."""

@@ -34,6 +34,7 @@ class Attention:
         rope: Rotary embedding, if any.
         softcap: Bounds the scores, if given.
         q_norm, k_norm: Norms of queries and keys, before rotation, if any.
+        sinks: For each head a score that takes its share and gives nothing, ``[Hq]``, if any.
     """
 
     ops: Backend[Tensor]
@@ -47,6 +48,7 @@ class Attention:
     softcap: float | None = None
     q_norm: HeadwiseNorm | None = None
     k_norm: HeadwiseNorm | None = None
+    sinks: Tensor | None = None
 
     def __call__(self, x: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
         """Attend from ``x`` ``[T, E]`` at ``positions`` ``[T]``, writing keys and values to the cache: ``[T, E]``."""
@@ -58,7 +60,7 @@ class Attention:
         if self.rope is not None:
             q, k = self.ops.rope(q, k, positions, self.rope)
         attended = self.ops.attention(
-            q, k, v, cache, self.layer, plan, scale=self.scale, softcap=self.softcap
+            q, k, v, cache, self.layer, plan, scale=self.scale, softcap=self.softcap, sinks=self.sinks
         )  # [T, Hq, D]
         return self.out(attended.reshape(-1, heads * self.spec.value_dim))
 
@@ -74,6 +76,7 @@ def build_attention(
     out: str = "o_proj",
     q_norm: HeadwiseNorm | None = None,
     k_norm: HeadwiseNorm | None = None,
+    sinks: Tensor | None = None,
 ) -> Attention:
     """Attention out of a module's projections; sizes, biases, window, scale and bound are the configuration's.
 
@@ -86,6 +89,7 @@ def build_attention(
         projections: Names of query, key and value within the module, or the one name of all three fused.
         out: Name of the output projection.
         q_norm, k_norm: Norms of queries and keys, if any.
+        sinks: A score a head that takes its share and gives nothing, if any.
     """
     width, dim, heads, kv_heads = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
     rows: tuple[int, ...] = (heads * dim, kv_heads * dim, kv_heads * dim)
@@ -100,11 +104,12 @@ def build_attention(
         qkv=pack.linear(names, rows, width, Sharding.COLUMN, bias=config.qkv_bias, order=order),
         out=pack.linear([f"{name}.{out}"], (width,), heads * dim, Sharding.ROW, bias=config.attention_out_bias),
         num_heads=heads,
-        spec=KVSpec(kv_heads, dim, dim, config.windows[layer]),
+        spec=KVSpec(kv_heads, dim, dim, config.windows[layer], sinks=sinks is not None),
         layer=layer,
         scale=dim**-0.5 if multiplier is None else multiplier,
         rope=rope,
         softcap=config.multipliers.attention_softcap,
         q_norm=q_norm,
         k_norm=k_norm,
+        sinks=sinks,
     )

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from sagellm_protocol.backend import AttentionPlan, KVCache
+from sagellm_protocol.backend import AttentionPlan, KVCache, KVSpec
 
-from .attention import Attention
 from .linear import Tensor
 from .norm import Norm
 
@@ -19,11 +18,24 @@ MLP = Callable[[Tensor], Tensor]
 """Whatever takes the normalised ``[T, E]`` to what is added to the residual stream: a gated MLP, experts."""
 
 
+class SelfAttention(Protocol):
+    """Whatever attends from the normalised ``[T, E]`` to what is cached."""
+
+    @property
+    def spec(self) -> KVSpec:
+        """What it keeps of a token."""
+        ...
+
+    def __call__(self, x: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
+        """Attend from ``x`` ``[T, E]`` at ``positions`` ``[T]``, writing to the cache: ``[T, E]``."""
+        ...
+
+
 class Layer(Protocol):
     """What a stack is made of."""
 
     @property
-    def attention(self) -> Attention:
+    def attention(self) -> SelfAttention:
         """Its self-attention, which says what it keeps of a token."""
         ...
 
@@ -70,7 +82,7 @@ class DecoderLayer:
     """
 
     input_norm: Norm | None
-    attention: Attention
+    attention: SelfAttention
     post_norm: Norm | None
     mlp: MLP
     attention_out_norm: Norm | None = None
@@ -104,7 +116,7 @@ class ParallelLayer:
     """
 
     input_norm: Norm
-    attention: Attention
+    attention: SelfAttention
     mlp: MLP
     mlp_norm: Norm | None = None
 

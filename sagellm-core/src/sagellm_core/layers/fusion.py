@@ -13,6 +13,7 @@ from typing import Any
 
 from sagellm_protocol.backend import Backend, FusableUnit, Weight
 
+from .attention import Attention
 from .decoder import DecoderLayer, Layer, ParallelLayer
 from .embedding import InputEmbedding
 from .linear import Tensor
@@ -69,6 +70,8 @@ def layer_unit(layer: Layer) -> FusableUnit | None:
     if not isinstance(layer, DecoderLayer) or layer.attention_out_norm or layer.mlp_out_norm:
         return None
     attention, spec, mlp = layer.attention, layer.attention.spec, layer.mlp
+    if not isinstance(attention, Attention) or attention.sinks is not None:
+        return None
     norms = {
         "input_norm": layer.input_norm,
         "post_norm": layer.post_norm,

@@ -69,6 +69,8 @@ ACTIVATIONS: Mapping[str, str] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 """What checkpoints call activations, and what they are called here."""
+GATED = frozenset(ACTIVATIONS.values())
+"""Activations of a gate."""
 _PLAIN = frozenset({"gelu", "gelu_tanh"})
 """Activations that need no gate to multiply with."""
 
@@ -87,6 +89,7 @@ def build_mlp(
     *,
     gate_up: Sequence[str] = ("gate_proj", "up_proj"),
     down: str = "down_proj",
+    inner: int | None = None,
 ) -> GatedMLP:
     """A gated MLP out of a module's projections.
 
@@ -96,12 +99,13 @@ def build_mlp(
         name: The module.
         gate_up: Names of gate and up within the module, or the one name of both fused.
         down: Name of the down projection.
+        inner: Width, where it is not the configuration's.
 
     Raises:
         SageLLMError: ``UNSUPPORTED`` for an activation that is not offered, listing those that are.
     """
-    activation = _activation(config, frozenset(ACTIVATIONS.values()))
-    width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+    activation = activation_of(config, GATED)
+    width, inner, bias = config.hidden_size, inner or config.intermediate_size, config.mlp_bias
     names = [f"{name}.{projection}" for projection in gate_up]
     rows = (inner, inner) if len(names) == 2 else (2 * inner,)
     return GatedMLP(
@@ -124,7 +128,7 @@ def build_plain_mlp(pack: Packer, config: ModelConfig, name: str, *, up: str, do
     Raises:
         SageLLMError: ``UNSUPPORTED`` for an activation that is not offered, listing those that are.
     """
-    activation = _activation(config, _PLAIN)
+    activation = activation_of(config, _PLAIN)
     width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
     return PlainMLP(
         up=pack.linear([f"{name}.{up}"], (inner,), width, Sharding.COLUMN, bias=bias),
@@ -133,7 +137,12 @@ def build_plain_mlp(pack: Packer, config: ModelConfig, name: str, *, up: str, do
     )
 
 
-def _activation(config: ModelConfig, offered: frozenset[str]) -> str:
+def activation_of(config: ModelConfig, offered: frozenset[str]) -> str:
+    """The configuration's activation as :data:`ACTIVATIONS` names it here.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for one that is not ``offered``, listing those that are.
+    """
     activation = ACTIVATIONS.get(config.hidden_act)
     if activation not in offered:
         known = ", ".join(name for name, kind in ACTIVATIONS.items() if kind in offered)

@@ -46,6 +46,32 @@ def transpose(raw: RawWeight) -> RawWeight:
     return replace(raw, shape=raw.shape[::-1], data=np.ascontiguousarray(matrix.T).data)
 
 
+def unstack(raw: RawWeight) -> list[RawWeight]:
+    """The parts of ``[X, ...]`` along its first axis, in any format; views of the same bytes."""
+    data = memoryview(raw.data).cast("B")
+    size = len(data) // raw.shape[0]
+    return [
+        replace(raw, name=f"{raw.name}[{part}]", shape=raw.shape[1:], data=data[part * size : (part + 1) * size])
+        for part in range(raw.shape[0])
+    ]
+
+
+def mxfp4(blocks: RawWeight, scales: RawWeight) -> RawWeight:
+    """A matrix in GGUF's MXFP4 blocks, out of blocks and scales kept apart.
+
+    Args:
+        blocks: ``[O, E / 32, 16]`` bytes, in each two neighbouring elements, the first in its low half.
+        scales: ``[O, E / 32]`` exponents.
+    """
+    rows, count, _ = blocks.shape
+    pairs = np.frombuffer(memoryview(blocks.data), dtype=np.uint8).reshape(rows, count, 16)
+    codes = np.stack((pairs & 15, pairs >> 4), axis=-1).reshape(rows, count, 32)
+    whole = np.empty((rows, count, 17), dtype=np.uint8)
+    whole[..., 0] = np.frombuffer(memoryview(scales.data), dtype=np.uint8).reshape(rows, count)
+    whole[..., 1:] = codes[..., :16] | codes[..., 16:] << 4
+    return RawWeight(blocks.name, WeightFormat.MXFP4.value, (rows, 32 * count), whole.data)
+
+
 def shift(raw: RawWeight, by: float) -> RawWeight:
     """``raw + by``, added in float32 and left in it.
 

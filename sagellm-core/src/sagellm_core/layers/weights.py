@@ -5,11 +5,12 @@ Knows nothing of file formats, nor of what a layer computes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from sagellm_core.loading.base import Checkpoint
 from sagellm_core.loading.errors import corrupt
-from sagellm_protocol.backend import Backend, RawWeight, WeightUse
+from sagellm_protocol.backend import Backend, RawWeight, Weight, WeightUse
 from sagellm_protocol.devices import DType
 
 from . import raw as rearrange
@@ -18,6 +19,9 @@ from .norm import HeadNorm, LayerNorm, RMSNorm
 
 _OF_TABLES = "int8"
 """What embeddings and the output head are quantised to when projections are quantised at all."""
+
+
+_BYTES: Mapping[DType, int] = {DType.FLOAT32: 4, DType.BFLOAT16: 2, DType.FLOAT16: 2}
 
 
 class Packer:
@@ -75,34 +79,54 @@ class Packer:
         parts = [self._matrix(f"{name}.weight", (n, columns), sharding) for name, n in zip(names, rows, strict=True)]
         # The sum over ranks must add a row-sharded projection's bias once, so each rank may not hold a part of it.
         of_bias = Sharding.REPLICATED if sharding is Sharding.ROW else sharding
-        biases = (
-            [self._take(f"{name}.bias", (n,), of_bias) for name, n in zip(names, rows, strict=True)] if bias else []
-        )
+        biases = [self.take(f"{name}.bias", (n,), of_bias) for name, n in zip(names, rows, strict=True)] if bias else []
         if order is not None:
             assert len(names) == 1, "rows are reordered within one projection"
             parts, biases = ([rearrange.reorder_rows(part, order) for part in found] for found in (parts, biases))
+        return Linear(self.ops, self.packed(parts, biases), sharding)
+
+    def packed(self, parts: Sequence[RawWeight], biases: Sequence[RawWeight] = ()) -> Weight:
+        """Matrices that :meth:`take` gave, stacked into a projection."""
         weight = self.ops.pack_weight(parts, self.dtype, bias=biases, quantization=self._quantization)
         self.nbytes += weight.nbytes
-        return Linear(self.ops, weight, sharding)
+        return weight
+
+    def router(self, name: str, experts: int, columns: int, *, bias: bool = False) -> Weight:
+        """A router's projection, in float32 and never quantised: a choice between experts is not undone."""
+        raw = self.take(f"{name}.weight", (experts, columns), Sharding.REPLICATED)
+        biases = [self.take(f"{name}.bias", (experts,), Sharding.REPLICATED)] if bias else []
+        weight = self.ops.pack_weight([raw], DType.FLOAT32, bias=biases)
+        self.nbytes += weight.nbytes
+        return weight
+
+    def vector(self, name: str, size: int, dtype: DType) -> Tensor:
+        """A vector that is no module's weight."""
+        return self.ops.tensor(self.take(name, (size,), Sharding.REPLICATED), dtype)
+
+    def tensor(self, name: str, shape: tuple[int, ...], sharding: Sharding) -> Tensor:
+        """A matrix as a plain tensor."""
+        raw = self.take(name, shape, sharding)
+        self.nbytes += math.prod(shape) * _BYTES[self.dtype]
+        return self.ops.tensor(raw, self.dtype)
 
     def embedding(self, name: str, rows: int, columns: int, *, tied: bool) -> Embedding:
         """A table of embeddings; ``tied`` where it is the output head too."""
         use = WeightUse.EMBEDDING_AND_LINEAR if tied else WeightUse.EMBEDDING
-        raw = self._take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
+        raw = self.take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
         weight = self.ops.pack_weight([raw], self.dtype, use=use, quantization=self._table_quantization)
         self.nbytes += weight.nbytes
         return Embedding(self.ops, weight, self.dtype)
 
     def head(self, name: str, rows: int, columns: int) -> Linear:
         """An output head of its own."""
-        raw = self._take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
+        raw = self.take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
         weight = self.ops.pack_weight([raw], self.dtype, quantization=self._table_quantization)
         self.nbytes += weight.nbytes
         return Linear(self.ops, weight, Sharding.VOCAB)
 
     def norm(self, name: str, size: int, eps: float, *, offset: float = 0.0) -> RMSNorm:
         """An RMS norm of ``size`` features, whose weight is what is stored plus ``offset``."""
-        raw = self._take(f"{name}.weight", (size,), Sharding.REPLICATED)
+        raw = self.take(f"{name}.weight", (size,), Sharding.REPLICATED)
         weight = self.ops.tensor(rearrange.shift(raw, offset) if offset else raw, self.dtype)
         return RMSNorm(self.ops, weight, eps)
 
@@ -121,7 +145,7 @@ class Packer:
             eps: Added to the variance.
         """
         if isinstance(names, str):
-            raw = self._take(f"{names}.weight", (heads, size), Sharding.COLUMN)
+            raw = self.take(f"{names}.weight", (heads, size), Sharding.COLUMN)
             weight = self.ops.tensor(raw, self.dtype)
         else:
             weight = self.ops.concat([self._vector(f"{name}.weight", size) for name in names], 0).reshape(heads, size)
@@ -139,14 +163,19 @@ class Packer:
         self._checkpoint.refuse_leftovers(self.sharding, derived)
 
     def _vector(self, name: str, size: int) -> Tensor:
-        return self.ops.tensor(self._take(name, (size,), Sharding.REPLICATED), self.dtype)
+        return self.ops.tensor(self.take(name, (size,), Sharding.REPLICATED), self.dtype)
 
     def _matrix(self, name: str, shape: tuple[int, int], sharding: Sharding) -> RawWeight:
         if not self._checkpoint.config.transposed_linears:
-            return self._take(name, shape, sharding)
-        return rearrange.transpose(self._take(name, shape[::-1], sharding))
+            return self.take(name, shape, sharding)
+        return rearrange.transpose(self.take(name, shape[::-1], sharding))
 
-    def _take(self, name: str, shape: tuple[int, ...], sharding: Sharding) -> RawWeight:
+    def take(self, name: str, shape: tuple[int, ...], sharding: Sharding) -> RawWeight:
+        """A tensor as it is stored, accounted for.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` when it is missing, or not of ``shape``.
+        """
         raw = self._checkpoint.weight(name)
         if raw.shape != shape:
             raise corrupt(self._checkpoint.path, f"tensor {name!r} is {raw.shape}; the configuration makes it {shape}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -18,6 +19,7 @@ from .config import ModelConfig
 from .errors import corrupt
 
 _SAMPLE_BYTES = 1024
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 class Checkpoint(ABC):
@@ -69,7 +71,8 @@ class Checkpoint(ABC):
     def refuse_leftovers(self, used: Iterable[str], derived: Sequence[str] = ()) -> None:
         """Raise if there are tensors that a model did not ask for: it would not be the model that was trained.
 
-        Buffers that are derived from the configuration, and an output head beside a tied embedding, may be left over.
+        Buffers that are derived from the configuration, an output head beside a tied embedding, and layers that
+        predict further tokens may be left over.
 
         Args:
             used: Names of the tensors that were asked for.
@@ -85,8 +88,11 @@ class Checkpoint(ABC):
             raise corrupt(self.path, f"holds tensors that {self.config.architecture} does not know: {shown}")
 
     def _may_be_left(self, name: str) -> bool:
+        layer = _LAYER.match(name)
+        if layer is not None and 0 <= int(layer[1]) - self.config.num_layers < self.config.draft_layers:
+            return True
         derived = name.endswith((".rotary_emb.inv_freq", ".attention.masked_bias"))
-        return derived or (name == "lm_head.weight" and self.config.tie_word_embeddings)
+        return derived or (name == "lm_head.weight" and (self.config.tie_word_embeddings or self.config.headless))
 
     @cached_property
     def key(self) -> str:

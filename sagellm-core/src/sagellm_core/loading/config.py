@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from .mixture import LatentConfig, MixtureConfig
+
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors"]
 
 
@@ -79,6 +81,23 @@ class Multipliers:
 
 
 @dataclass(frozen=True)
+class EncoderConfig:
+    """What is said of encoders alone.
+
+    Attributes:
+        token_types: Rows of the table of token types.
+        first_position: Row of the table of positions that an input's first token takes.
+        scores: A head makes one number of each input: a cross-encoder.
+        sigmoid: That number goes through a sigmoid.
+    """
+
+    token_types: int
+    first_position: int
+    scores: bool = False
+    sigmoid: bool = True
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One model, by the numbers its weights were made for.
 
@@ -108,8 +127,13 @@ class ModelConfig:
         qkv_by_group: A fused query, key and value projection stores its rows group by group (each key/value head's
             queries, key and value) rather than all queries first.
         transposed_linears: Projections are stored with input features as rows.
+        mixture: Its experts, if it has any.
+        latent: Its attention's sizes, where that is latent; ``head_dim`` is that of queries then.
+        draft_layers: Layers behind the last that predict further tokens, and are not run.
         windows: For each layer, tokens back that are visible (the token itself included), or ``None`` for all.
         max_position_embeddings: Context the model is made for, any rope scaling included.
+        encoder: What is said of encoders; absent for decoders.
+        headless: It has no output head: its hidden states are what is wanted.
         bos_token_id: Beginning of text.
         eos_token_ids: Tokens that end an answer.
         pad_token_id: Padding.
@@ -143,6 +167,11 @@ class ModelConfig:
     parallel_norms: int = 1
     qkv_by_group: bool = False
     transposed_linears: bool = False
+    mixture: MixtureConfig | None = None
+    latent: LatentConfig | None = None
+    draft_layers: int = 0
+    encoder: EncoderConfig | None = None
+    headless: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import encoders, mixture
 from .config import ModelConfig, Multipliers
 from .errors import corrupt, unsupported
 from .fields import Fields
@@ -45,6 +46,7 @@ class Family:
         window: Tokens back that layers with a window see.
         slides: Whether the layer of a number has a window, where the file lists no ``layer_types``.
         extras: What else the file says, beside the configuration read so far.
+        quantizations: Methods that its weights may have been quantised with.
     """
 
     architecture: str = ""
@@ -55,6 +57,7 @@ class Family:
     window: Callable[[Fields], int | None] = _listed_window
     slides: Callable[[Fields, int], bool] = lambda fields, layer: True
     extras: Callable[[Fields, ModelConfig], Extras] = lambda fields, config: {}
+    quantizations: frozenset[str] = frozenset()
 
     def read(self, values: Mapping[str, Any], source: Any) -> Fields:
         """The file's values by the usual names, defaults filled in."""
@@ -64,6 +67,10 @@ class Family:
 
 def _from_max_window_layers(fields: Fields, layer: int) -> bool:
     return layer >= fields.integer("max_window_layers", 0, minimum=0)
+
+
+def _every_other_below_max_window_layers(fields: Fields, layer: int) -> bool:
+    return layer % 2 == 0 and layer < fields.integer("max_window_layers", 0, minimum=0)
 
 
 def _all_but_every(key: str, default: int) -> Callable[[Fields, int], bool]:
@@ -185,16 +192,49 @@ def _cohere2(fields: Fields, config: ModelConfig) -> Extras:
     return {**extras, "layer_ropes": ropes, "qk_norm": False}
 
 
+_ENCODER = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "pad_token_id": 0, "max_position_embeddings": 512}
+_DEEPSEEK = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+_QWEN_MOE = {"sliding_window": 4096, "max_window_layers": 28}
 _GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
 _GEMMA2 = {**_GEMMA, "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096}
 _COHERE = {"tie_word_embeddings": True, "logit_scale": 0.0625, "layer_norm_eps": 1e-5, "rope_theta": 500_000.0}
 
 FAMILIES: Mapping[str, Family] = {
+    "bert": Family(architecture="BertModel", defaults=_ENCODER, rotary=False, window=_no_window, extras=encoders.bert),
     "cohere": Family(defaults=_COHERE, window=_no_window, extras=_cohere),
     "cohere2": Family(
         defaults={**_COHERE, "sliding_window": 4096, "rope_theta": 10_000.0},
         slides=_all_but_every("sliding_window_pattern", 4),
         extras=_cohere2,
+    ),
+    "deepseek_v2": Family(
+        architecture="DeepseekV2ForCausalLM",
+        defaults={**_DEEPSEEK, "q_lora_rank": 1536, "n_shared_experts": 2},
+        # What is rotated of a head; its own size follows from two others.
+        renamed={"qk_rope_head_dim": "head_dim"},
+        window=_no_window,
+        extras=mixture.deepseek,
+    ),
+    "deepseek_v3": Family(
+        architecture="DeepseekV3ForCausalLM",
+        defaults={
+            **_DEEPSEEK,
+            "q_lora_rank": 1536,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 3,
+            "num_experts_per_tok": 8,
+            "n_group": 8,
+            "topk_group": 4,
+        },
+        renamed={"qk_rope_head_dim": "head_dim"},
+        window=_no_window,
+        extras=mixture.deepseek,
     ),
     "falcon": Family(
         defaults={"hidden_act": "gelu", "tie_word_embeddings": True, "layer_norm_eps": 1e-5},
@@ -253,9 +293,37 @@ FAMILIES: Mapping[str, Family] = {
         window=_no_window,
         extras=_gpt_neox,
     ),
+    "gpt_oss": Family(
+        architecture="GptOssForCausalLM",
+        defaults={
+            "head_dim": 64,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "attention_bias": True,
+            "sliding_window": 128,
+            "max_position_embeddings": 131_072,
+            "rope_theta": 150_000.0,
+            "rope_scaling": _GPT_OSS_ROPE,
+            "num_experts_per_tok": 4,
+        },
+        slides=lambda fields, layer: layer % 2 == 0,
+        extras=mixture.gpt_oss,
+        quantizations=frozenset({"mxfp4"}),
+    ),
     "granite": Family(window=_no_window, extras=_granite),
     "llama": Family(window=_no_window),
     "mistral": Family(defaults={"sliding_window": 4096, "num_key_value_heads": 8}),
+    "mixtral": Family(
+        defaults={
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131_072,
+            "rope_theta": 1e6,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+        extras=mixture.mixtral,
+    ),
     "olmo2": Family(defaults={"rms_norm_eps": 1e-5}, window=_no_window, extras=_qk_norm),
     "phi3": Family(defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}),
     "qwen2": Family(
@@ -263,11 +331,43 @@ FAMILIES: Mapping[str, Family] = {
         window=_window_by_flag,
         slides=_from_max_window_layers,
     ),
+    "qwen2_moe": Family(
+        architecture="Qwen2MoeForCausalLM",
+        defaults={
+            **_QWEN_MOE,
+            "qkv_bias": True,
+            "num_experts_per_tok": 4,
+            "num_experts": 60,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+        },
+        window=_window_by_flag,
+        slides=_every_other_below_max_window_layers,
+        extras=mixture.qwen_moe,
+    ),
     "qwen3": Family(
         defaults={"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
         window=_window_by_flag,
         slides=_from_max_window_layers,
         extras=_qk_norm,
+    ),
+    "roberta": Family(
+        architecture="RobertaModel",
+        defaults={**_ENCODER, "pad_token_id": 1},
+        rotary=False,
+        window=_no_window,
+        extras=encoders.roberta,
+    ),
+    "qwen3_moe": Family(
+        architecture="Qwen3MoeForCausalLM",
+        defaults={
+            **_QWEN_MOE,
+            "num_key_value_heads": 4,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+        },
+        window=_window_by_flag,
+        extras=mixture.qwen_moe,
     ),
     "smollm3": Family(
         architecture="SmolLM3ForCausalLM",
@@ -287,5 +387,12 @@ FAMILIES: Mapping[str, Family] = {
         renamed={"use_qkv_bias": "qkv_bias"},
         window=_no_window,
         extras=_stablelm,
+    ),
+    "xlm-roberta": Family(
+        architecture="XLMRobertaModel",
+        defaults={**_ENCODER, "pad_token_id": 1},
+        rotary=False,
+        window=_no_window,
+        extras=encoders.roberta,
     ),
 }

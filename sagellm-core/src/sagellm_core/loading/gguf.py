@@ -60,13 +60,14 @@ FORMATS: Mapping[int, WeightFormat] = {
     13: WeightFormat.Q5_K,
     14: WeightFormat.Q6_K,
     30: WeightFormat.BF16,
+    39: WeightFormat.MXFP4,
 }
 """Tensor types of ggml by number, as far as they can be read here."""
 
 _OTHER_FORMATS: Mapping[int, str] = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
     22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
-    35: "TQ2_0", 39: "MXFP4",
+    35: "TQ2_0",
 }  # fmt: skip
 
 

@@ -60,7 +60,9 @@ class GGUFCheckpoint(Checkpoint):
         if which is not None:
             heads = self.config.num_heads if which["which"] == "q" else self.config.num_kv_heads
             data = self._halves_first(tensor, memoryview(data), heads)
-        return RawWeight(name, tensor.format.value, tensor.shape, data)
+        # Converters drop axes of one element: a projection to a single number comes as a vector.
+        shape = (1, *tensor.shape) if name.endswith(".shared_expert_gate.weight") and len(tensor.shape) == 1 else None
+        return RawWeight(name, tensor.format.value, shape or tensor.shape, data)
 
     def _halves_first(self, tensor: GGUFTensor, data: memoryview, heads: int) -> bytes:
         """Reorder each head's rows from interleaved pairs ``(0, d/2, 1, d/2 + 1, …)`` back to ``(0, 1, 2, …)``."""
@@ -84,4 +86,6 @@ def hf_name(name: str, family: GGUFFamily) -> str:
         part = family.top.get(match["part"])
         return f"{part}.{match['kind']}" if part else name
     part = family.in_layer.get(match["part"])
+    if match["part"] in family.parameters:
+        return f"{family.layers}.{match['layer']}.{part}"
     return f"{family.layers}.{match['layer']}.{part}.{match['kind']}" if part else name

@@ -16,7 +16,7 @@ from .config import ModelConfig, RopeConfig
 from .errors import corrupt, unsupported
 from .fields import Fields
 from .gguf import GGUFFile
-from .gguf_families import GGUF_FAMILIES, GGUFFamily
+from .gguf_families import GGUF_FAMILIES, MIXTRAL, GGUFFamily
 
 _CHANGES_NUMBERS = (
     "attention.scale",
@@ -91,6 +91,8 @@ def family_of(file: GGUFFile) -> GGUFFamily:
         SageLLMError: ``UNSUPPORTED`` for one that is not known, listing those that are.
     """
     name = Fields(file.path, file.metadata).text("general.architecture")
+    if name == "llama" and file.metadata.get("llama.expert_count"):
+        name = MIXTRAL
     family = GGUF_FAMILIES.get(name)
     if family is None:
         known = ", ".join(GGUF_FAMILIES)
@@ -112,8 +114,8 @@ def _strip(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _refuse_what_is_not_honoured(fields: Fields, file: GGUFFile, family: GGUFFamily) -> None:
-    if fields.integer("expert_count", 0, minimum=0):
-        raise unsupported(file.path, "mixtures of experts are not offered in GGUF")
+    if fields.integer("expert_count", 0, minimum=0) and not family.experts:
+        raise unsupported(file.path, "experts are not offered for this architecture in GGUF")
     for key in _CHANGES_NUMBERS:
         if key in fields.values and key not in family.honoured:
             raise unsupported(file.path, f"{key} ({fields.values[key]!r}) is not offered for this architecture")

@@ -14,6 +14,7 @@ from typing import Any
 
 from .config import ModelConfig, Multipliers, RopeConfig
 from .fields import Fields
+from .gguf_mixture import EXPERTS, MIXTRAL_EXPERTS, SHARED_EXPERT, experts, gpt_oss
 
 Extras = dict[str, Any]
 """Fields of a :class:`ModelConfig` to replace."""
@@ -49,6 +50,8 @@ class GGUFFamily:
         permuted: Query and key rows are in the order of neighbouring rotary pairs.
         rotary: It has a rotary embedding.
         act: Activation, which files do not state.
+        experts: Its layers have experts.
+        parameters: Names in a file of what is a parameter of a module, rather than a module with a weight.
         slides: Whether the layer of a number has a window, where the file states one.
         honoured: Keys that would change numbers, and that ``extras`` takes in.
         extras: What else the file says, beside the configuration read so far.
@@ -62,6 +65,8 @@ class GGUFFamily:
     permuted: bool = False
     rotary: bool = True
     act: str = "silu"
+    experts: bool = False
+    parameters: frozenset[str] = frozenset()
     slides: Callable[[Fields, int], bool] = lambda fields, layer: True
     honoured: frozenset[str] = frozenset()
     extras: Callable[[Fields, ModelConfig], Extras] = lambda fields, config: {}
@@ -115,6 +120,8 @@ def _stablelm(fields: Fields, config: ModelConfig) -> Extras:
     return {"parallel": fields.flag("use_parallel_residual", False)}
 
 
+MIXTRAL = "llama with experts"
+"""Mixtral's files say ``llama``, and that there are experts."""
 _GEMMA2_LAYER = {**IN_LAYER, **_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
 
 GGUF_FAMILIES: Mapping[str, GGUFFamily] = {
@@ -136,6 +143,21 @@ GGUF_FAMILIES: Mapping[str, GGUFFamily] = {
         slides=_all_but_every(6),
         honoured=frozenset({"final_logit_softcapping"}),
         extras=_gemma3,
+    ),
+    "gpt-oss": GGUFFamily(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        in_layer={
+            **IN_LAYER,
+            **EXPERTS,
+            "attn_sinks": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+            "post_attention_norm": "post_attention_layernorm",
+        },
+        experts=True,
+        parameters=frozenset({"attn_sinks"}),
+        slides=lambda fields, layer: layer % 2 == 0,
+        extras=gpt_oss,
     ),
     "gpt2": GGUFFamily(
         "GPT2LMHeadModel",
@@ -166,6 +188,14 @@ GGUF_FAMILIES: Mapping[str, GGUFFamily] = {
         extras=_granite,
     ),
     "llama": GGUFFamily("LlamaForCausalLM", "llama", permuted=True),
+    MIXTRAL: GGUFFamily(
+        "MixtralForCausalLM",
+        "mixtral",
+        in_layer={**IN_LAYER, **MIXTRAL_EXPERTS},
+        permuted=True,
+        experts=True,
+        extras=experts(renormalize=True),
+    ),
     "olmo2": GGUFFamily("Olmo2ForCausalLM", "olmo2", in_layer={**IN_LAYER, **_POST_NORMS}),
     "phi3": GGUFFamily(
         "Phi3ForCausalLM",
@@ -173,7 +203,21 @@ GGUF_FAMILIES: Mapping[str, GGUFFamily] = {
         in_layer={**IN_LAYER, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
     ),
     "qwen2": GGUFFamily("Qwen2ForCausalLM", "qwen2"),
+    "qwen2moe": GGUFFamily(
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        in_layer={**IN_LAYER, **EXPERTS, **SHARED_EXPERT},
+        experts=True,
+        extras=experts(renormalize=False),
+    ),
     "qwen3": GGUFFamily("Qwen3ForCausalLM", "qwen3"),
+    "qwen3moe": GGUFFamily(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        in_layer={**IN_LAYER, **EXPERTS},
+        experts=True,
+        extras=experts(renormalize=True),
+    ),
     "smollm3": GGUFFamily("SmolLM3ForCausalLM", "smollm3", permuted=True, extras=_smollm3),
     "stablelm": GGUFFamily(
         "StableLmForCausalLM",

@@ -55,7 +55,7 @@ def parse_hf_config(values: Mapping[str, Any], source: Path | str) -> ModelConfi
     model_type = Fields(source, values).text("model_type", "")
     family = FAMILIES.get(model_type, Family())
     fields = family.read(values, source)
-    _refuse_quantized(fields)
+    _refuse_quantized(fields, family)
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
     head_dim = fields.integer("head_dim", None) or family.defaults.get("head_dim") or _whole(source, hidden, heads)
@@ -121,10 +121,12 @@ def _inner(fields: Fields, family: Family, hidden: int) -> int:
     return fields.integer("intermediate_size", family.inner * hidden)
 
 
-def _refuse_quantized(fields: Fields) -> None:
+def _refuse_quantized(fields: Fields, family: Family) -> None:
     quantization = fields.table("quantization_config")
     if quantization is not None:
         method = quantization.text("quant_method", "an unnamed method")
+        if method in family.quantizations:
+            return
         raise unsupported(
             fields.source,
             f"the weights are quantised with {method!r}, which is not offered; use the GGUF or the unquantised form",

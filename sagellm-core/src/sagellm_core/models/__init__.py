@@ -1,6 +1,7 @@
 """The architectures that run here, by the name their configuration gives, and those that plug-ins add.
 
-A new one is a file and a line of :data:`ARCHITECTURES`; in another distribution, an entry point of ``sagellm.models``.
+A new one is a file and a line of :data:`ARCHITECTURES`, or of :data:`ENCODERS`; in another distribution, an entry point
+of ``sagellm.models``.
 """
 
 from __future__ import annotations
@@ -15,50 +16,72 @@ from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .base import Model, ModelClass
+from .bert import Bert, Roberta
 from .cohere import Cohere
+from .deepseek import DeepSeek
+from .encoder import Encoder, EncoderClass
 from .falcon import Falcon
 from .gemma import Gemma
 from .gemma2 import Gemma2
 from .gemma3 import Gemma3
 from .gpt2 import GPT2
 from .gpt_neox import GPTNeoX
+from .gpt_oss import GptOss
 from .granite import Granite
 from .llama import Llama
 from .mistral import Mistral
+from .mixtral import Mixtral
 from .olmo2 import Olmo2
 from .phi3 import Phi3
 from .qwen2 import Qwen2
+from .qwen2_moe import Qwen2MoE
 from .qwen3 import Qwen3
+from .qwen3_moe import Qwen3MoE
 from .smollm3 import SmolLM3
 from .stablelm import StableLM
 
 ARCHITECTURES: Mapping[str, ModelClass] = {
     "Cohere2ForCausalLM": Cohere,
     "CohereForCausalLM": Cohere,
+    "DeepseekV2ForCausalLM": DeepSeek,
+    "DeepseekV3ForCausalLM": DeepSeek,
     "FalconForCausalLM": Falcon,
     "GPT2LMHeadModel": GPT2,
     "GPTNeoXForCausalLM": GPTNeoX,
     "Gemma2ForCausalLM": Gemma2,
     "Gemma3ForCausalLM": Gemma3,
     "GemmaForCausalLM": Gemma,
+    "GptOssForCausalLM": GptOss,
     "GraniteForCausalLM": Granite,
     "LlamaForCausalLM": Llama,
     "MistralForCausalLM": Mistral,
+    "MixtralForCausalLM": Mixtral,
     "Olmo2ForCausalLM": Olmo2,
     "Phi3ForCausalLM": Phi3,
     "Qwen2ForCausalLM": Qwen2,
+    "Qwen2MoeForCausalLM": Qwen2MoE,
     "Qwen3ForCausalLM": Qwen3,
+    "Qwen3MoeForCausalLM": Qwen3MoE,
     "SmolLM3ForCausalLM": SmolLM3,
     "StableLmForCausalLM": StableLM,
+}
+
+ENCODERS: Mapping[str, EncoderClass] = {
+    "BertForSequenceClassification": Bert,
+    "BertModel": Bert,
+    "RobertaForSequenceClassification": Roberta,
+    "RobertaModel": Roberta,
+    "XLMRobertaForSequenceClassification": Roberta,
+    "XLMRobertaModel": Roberta,
 }
 
 
 def architectures() -> tuple[str, ...]:
     """Names of all that can be loaded, plug-ins included."""
-    return tuple(sorted({*ARCHITECTURES, *plugins.installed(plugins.MODELS)}))
+    return tuple(sorted({*ARCHITECTURES, *ENCODERS, *plugins.installed(plugins.MODELS)}))
 
 
-def find(architecture: str) -> ModelClass:
+def find(architecture: str) -> ModelClass | EncoderClass:
     """The class that loads an architecture.
 
     Raises:
@@ -66,7 +89,7 @@ def find(architecture: str) -> ModelClass:
             that is built in; ``NOT_INSTALLED`` when a plug-in cannot be imported.
     """
     points = plugins.installed(plugins.MODELS)
-    built_in = ARCHITECTURES.get(architecture)
+    built_in = ARCHITECTURES.get(architecture) or ENCODERS.get(architecture)
     if built_in is not None and architecture in points:
         raise SageLLMError(
             ErrorCode.CONFLICT,
@@ -85,7 +108,7 @@ def find(architecture: str) -> ModelClass:
     )
 
 
-def load(checkpoint: Checkpoint, ops: Backend[Any], dtype: DType, quantization: str | None = None) -> Model:
+def load(checkpoint: Checkpoint, ops: Backend[Any], dtype: DType, quantization: str | None = None) -> Model | Encoder:
     """Load a checkpoint on a backend.
 
     Args:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from sagellm_core.layers.attention import Attention, build_attention
-from sagellm_core.layers.decoder import MLP, DecoderLayer, Layer
+from sagellm_core.layers.attention import build_attention
+from sagellm_core.layers.decoder import MLP, DecoderLayer, Layer, SelfAttention
 from sagellm_core.layers.embedding import InputEmbedding
 from sagellm_core.layers.fusion import fuse_layers, fuse_stack
 from sagellm_core.layers.linear import Linear, Sharding, Tensor
@@ -118,7 +118,7 @@ class DecoderModel:
         self.ops = ops
         pack, names = Packer(checkpoint, ops, dtype, quantization), self.names
         root = "" if f"{names.embedding}.weight" in pack else f"{names.root}."
-        vocab, width, tied = config.vocab_size, config.hidden_size, config.tie_word_embeddings
+        vocab, width, tied = config.vocab_size, config.hidden_size, config.tie_word_embeddings and not config.headless
         tokens = pack.embedding(f"{root}{names.embedding}", vocab, width, tied=tied)
         positions = None
         if names.positions is not None:
@@ -130,7 +130,9 @@ class DecoderModel:
             self.decoder_layer(pack, f"{root}{names.layers}.{index}", index) for index in range(config.num_layers)
         ]
         self.final_norm = self.norm(pack, f"{root}{names.norm}")
-        self.head = Linear(ops, tokens.weight, Sharding.VOCAB) if tied else pack.head(names.head, vocab, width)
+        self.head: Linear | None = None
+        if not config.headless:
+            self.head = Linear(ops, tokens.weight, Sharding.VOCAB) if tied else pack.head(names.head, vocab, width)
         pack.refuse_leftovers(names.derived)
         self._stack = fuse_stack(ops, self.embedding, self.layers, self.final_norm)
         self._steps = fuse_layers(ops, self.layers)
@@ -151,7 +153,7 @@ class DecoderModel:
         """Build a norm of the residual stream out of ``name``: root-mean-square."""
         return pack.norm(name, self.config.hidden_size, self.config.norm_eps, offset=self.config.norm_offset)
 
-    def attention(self, pack: Packer, name: str, index: int) -> Attention:
+    def attention(self, pack: Packer, name: str, index: int) -> SelfAttention:
         """Build the attention of layer ``index`` out of ``name``."""
         return build_attention(pack, self.config, name, index, self.ropes[index])
 
@@ -177,6 +179,7 @@ class DecoderModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token: ``[R, E]`` to ``[R, V]``, in the dtype computed in."""
+        assert self.head is not None, "a model without a head is never asked for logits"
         multipliers, logits = self.config.multipliers, self.head(hidden)
         if multipliers.logits != 1.0:
             logits = logits * multipliers.logits

@@ -106,7 +106,7 @@ _MODELS = (
     ),
     CatalogueModel(
         name="all-minilm-l6-v2",
-        description="all-MiniLM-L6-v2: sentence embeddings of 384 dimensions, English; fetched, not served yet",
+        description="all-MiniLM-L6-v2: sentence embeddings of 384 dimensions, English",
         kind="embedding",
         license="Apache-2.0",
         files=(

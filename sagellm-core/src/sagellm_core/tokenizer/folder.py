@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sagellm_core.loading.errors import corrupt, not_a_checkpoint, unsupported
 from sagellm_core.loading.fields import Fields, read_object
@@ -37,7 +37,8 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     _add_tokens(backend, config)
     named = _named_tokens(config, _optional(folder / "special_tokens_map.json"))
     backend.add_special_tokens([token for token in named.values() if backend.token_to_id(token) is not None])
-    return Tokenizer(backend, named, _templates(folder, config))
+    side: Literal["left", "right"] = "left" if config.text("truncation_side", "right") == "left" else "right"
+    return Tokenizer(backend, named, _templates(folder, config), side)
 
 
 def _read_backend(folder: Path) -> Backend:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .chat import ChatTemplates
 
@@ -27,11 +27,13 @@ class Tokenizer:
         backend: The ``tokenizers`` object that does the work.
         special_tokens: Named special tokens (``bos_token``, ``eos_token``, …), as templates see them.
         chat: Chat templates; none for a model that was not made to chat.
+        truncation_side: Which end of an input that is too long is cut off.
     """
 
     backend: Backend = field(repr=False)
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     chat: ChatTemplates = field(default_factory=ChatTemplates)
+    truncation_side: Literal["left", "right"] = "right"
 
     @cached_property
     def vocab_size(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from sagellm_core.core.kv_log import KVChange
-from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats
+from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats, PoolRequest
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -19,6 +19,12 @@ class Add(msgspec.Struct, frozen=True, tag=True):
     """Work on a request."""
 
     request: CoreRequest
+
+
+class Pool(msgspec.Struct, frozen=True, tag=True):
+    """Make vectors of inputs."""
+
+    request: PoolRequest
 
 
 class Teach(msgspec.Struct, frozen=True, tag=True):
@@ -52,7 +58,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Leave everything and end."""
 
 
-FrontMessage = Hello | Add | Teach | Abort | Ping | Watch | Stop
+FrontMessage = Hello | Add | Pool | Teach | Abort | Ping | Watch | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -67,6 +73,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
         device: The protocol's ``DeviceInfo``, as JSON.
         max_model_len, max_num_seqs, max_num_batched_tokens, block_size: As settled.
         total_blocks: Blocks of all groups.
+        generates: It continues prompts.
+        embedding_size: Dimensions of the vectors it makes of inputs, if it makes any.
+        scores: It makes one number of a pair of texts, by a head of its own.
     """
 
     architecture: str
@@ -80,6 +89,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     max_num_batched_tokens: int
     block_size: int
     total_blocks: int
+    generates: bool = True
+    embedding_size: int | None = None
+    scores: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from itertools import count
 
 from sagellm_core.core.loop import EngineCore, Outputs as StepOutputs
-from sagellm_core.core.request import CoreOutput, CoreRequest, Ending
+from sagellm_core.core.request import CoreOutput, Ending
 from sagellm_core.core.sequence import Finish
 
 from .base import Channel
@@ -24,6 +24,7 @@ from .messages import (
     Outputs,
     Ping,
     Pong,
+    Pool,
     Ready,
     Stop,
     Teach,
@@ -72,7 +73,13 @@ class _Service:
             try:
                 self._core.add(message.request, front)
             except ValueError as error:
-                self._send_all({front: _refusal(message.request, str(error))})
+                refused = message.request
+                self._send_all({front: _refusal(refused.ticket, len(refused.seeds), str(error))})
+        elif isinstance(message, Pool):
+            try:
+                self._core.add_pooled(message.request, front)
+            except ValueError as error:
+                self._send_all({front: _refusal(message.request.ticket, len(message.request.inputs), str(error))})
         elif isinstance(message, Abort):
             self._send_all(self._core.abort(front, message.ticket, message.index))
         elif isinstance(message, Ping):
@@ -109,9 +116,9 @@ class _Service:
                 self._channel.send(front, Heartbeat())
 
 
-def _refusal(request: CoreRequest, message: str) -> list[CoreOutput]:
+def _refusal(ticket: int, count: int, message: str) -> list[CoreOutput]:
     ending = Ending(Finish.FAILED, None, message, 0, 0.0, 0, 0, None)
-    return [CoreOutput(request.ticket, index, ending=ending) for index in range(len(request.seeds))]
+    return [CoreOutput(ticket, index, ending=ending) for index in range(count)]
 
 
 def _ready(core: EngineCore) -> Ready:
@@ -128,4 +135,7 @@ def _ready(core: EngineCore) -> Ready:
         max_num_batched_tokens=limits.max_num_batched_tokens,
         block_size=limits.block_size,
         total_blocks=core.stats().total_blocks,
+        generates=info.generates,
+        embedding_size=info.embedding_size,
+        scores=info.scores,
     )

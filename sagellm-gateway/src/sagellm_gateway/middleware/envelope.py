@@ -9,7 +9,6 @@ import logging
 import re
 import uuid
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sagellm_gateway.errors import error_response
@@ -45,13 +44,14 @@ class Envelope:
             return
         request_id = _given(scope) or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        named = (HEADER.encode(), request_id.encode())
         status = 0
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                message["headers"] = [*message.get("headers", ()), named]
             await send(message)
 
         self._meters.http_in_flight.inc()

@@ -40,14 +40,17 @@ class Body(BaseModel):
     def _null_is_absent(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: given for name, given in value.items() if given is not None and not cls._settled(name, given)}
+        refused = cls.refused
+        return {
+            name: given
+            for name, given in value.items()
+            if given is not None and not (name in refused and cls._settled(name, given))
+        }
 
     @classmethod
     def _settled(cls, name: str, given: Any) -> bool:
         """Whether nothing is left to do about a field: it is one not offered, and its value asks for nothing."""
-        rule = cls.refused.get(name)
-        if rule is None:
-            return False
+        rule = cls.refused[name]
         if any(type(given) is type(value) and given == value for value in rule.harmless):
             return True
         accepted = "".join(f", {value!r}" for value in rule.harmless)

@@ -37,7 +37,7 @@ class ChatBody(SamplingFields, FormFields):
     """OpenAI's newer name of ``max_tokens``."""
     logprobs: bool = False
     top_logprobs: int | None = None
-    tools: list[Tool] = Field(default=[])
+    tools: list[Tool] = Field(default_factory=list)
     tool_choice: JsonValue | None = None
     parallel_tool_calls: bool = True
     add_generation_prompt: bool | None = None
@@ -45,7 +45,7 @@ class ChatBody(SamplingFields, FormFields):
     add_special_tokens: bool | None = None
     chat_template: str | None = None
     """A template in place of the model's; engines refuse it unless their operator allows it."""
-    chat_template_kwargs: dict[str, JsonValue] = Field(default={})
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     reasoning_effort: str | None = None
     """How much to reason; engines whose template does not read it refuse it."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from functools import cached_property
 from json.encoder import encode_basestring as quoted
 
 from sagellm_protocol import ChoiceEnd, DeltaEvent, EndEvent, StreamEvent, ToolCallDelta, Usage
@@ -40,10 +41,21 @@ class Chunks(ABC):
         self._first = first
         self._choices = choices
         self._as_ids = as_ids
-        self._shared = f"data: {dumps(head.fields(self.kind))[:-1]}"
-        self._opening = f'{self._shared},"choices":[{{"index":'
+        self._head = head
         self._closing = '}],"usage":null}\n\n' if include_usage else "}]}\n\n"
         self._opened = False
+
+    @cached_property
+    def _shared(self) -> str:
+        return f"data: {dumps(self._head.fields(self.kind))[:-1]}"
+
+    @cached_property
+    def _opening(self) -> str:
+        return f'{self._shared},"choices":[{{"index":'
+
+    def _prepare(self) -> None:
+        """Encode what never changes; done while the engine works rather than before it does, or once it has."""
+        self._opening  # noqa: B018 - kept from here on
 
     def of(self, event: StreamEvent) -> bytes:
         """The chunks that an event becomes; none for one that says nothing new."""
@@ -52,6 +64,7 @@ class Chunks(ABC):
         elif isinstance(event, EndEvent):
             text = "".join(self._finish(choice) for choice in event.choices)
         else:
+            self._prepare()
             return b""
         if text and not self._opened:
             self._opened = True

@@ -33,10 +33,11 @@ class EmbeddingBody(Body):
     dimensions: int | None = None
     user: str | None = None
     normalize: bool = True
+    truncate: bool = False
     priority: int = 0
 
     refused: ClassVar[Mapping[str, Refused]] = {
-        "truncate_prompt_tokens": Refused((), "inputs that are too long are refused; cut them, or use a longer model"),
+        "truncate_prompt_tokens": Refused((), "set truncate, which cuts to what the model reads"),
         "add_special_tokens": Refused((True,), "inputs are tokenised as the model was trained"),
         "request_id": Refused((), "send it in the header x-request-id"),
         "metadata": Refused(({},), "nothing is stored here"),
@@ -56,6 +57,7 @@ class EmbeddingBody(Body):
                 inputs=read_prompts(self.input, "input", most),
                 dimensions=self.dimensions,
                 normalize=self.normalize,
+                truncate=self.truncate,
                 user=self.user,
                 priority=self.priority,
             )

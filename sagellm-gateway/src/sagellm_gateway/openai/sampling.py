@@ -128,7 +128,7 @@ class SamplingFields(Body):
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming the field.
         """
-        given = {name: value for name in COPIED if (value := getattr(self, name)) is not None}
+        given = {name: getattr(self, name) for name in COPIED if name in self.model_fields_set}
         given.update((name, value) for name, value in resolved.items() if value is not None)
         if self.logit_bias:
             given["logit_bias"] = _token_keys(self.logit_bias)

@@ -117,6 +117,8 @@ class FormFields(Body):
         Raises:
             SageLLMError: ``INVALID_REQUEST`` for two forms, or one that is no form.
         """
+        if self.model_fields_set.isdisjoint(FormFields.model_fields):
+            return None, "response_format"
         found = [(name, wanted) for name, wanted in self._wanted() if wanted]
         if len(found) > 1:
             raise invalid(found[1][0], f"a request has one form, and {found[0][0]} asks for one too")

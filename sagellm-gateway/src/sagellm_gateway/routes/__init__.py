@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from . import chat, completions, embeddings, health, metrics, models
+from . import chat, completions, embeddings, health, metrics, models, rerank
 
-ROUTERS = (chat.router, completions.router, embeddings.router, models.router, health.router, metrics.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    embeddings.router,
+    rerank.router,
+    models.router,
+    health.router,
+    metrics.router,
+)

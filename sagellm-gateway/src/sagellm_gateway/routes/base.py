@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from sagellm_gateway.errors import public
 from sagellm_gateway.gateway import Gateway, gateway_of
+from sagellm_gateway.leash import Leash
 from sagellm_gateway.lifecycle import ClientGoneError
 from sagellm_gateway.openai.body import Body
 from sagellm_gateway.stream import EventStream, EventWriter
@@ -30,15 +32,40 @@ async def json_body(request: Request) -> bytes:
 
     Raises:
         HTTPException: 415 for another kind, 408 for one that does not come.
+        ClientDisconnect: The caller left before it was complete.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            _check_kind(str(value, "latin-1"))
+            break
+    timeout = gateway_of(request).settings.read_timeout_s
+    with Leash() as leash:
+        timer = asyncio.get_running_loop().call_later(timeout, _too_late, leash, timeout)
+        try:
+            return await _whole(request.receive)
+        finally:
+            timer.cancel()
+
+
+def _check_kind(given: str) -> None:
+    kind = given.partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(415, f"Content-Type is {kind[:80]!r}; send application/json")
-    timeout = gateway_of(request).settings.read_timeout_s
-    try:
-        return await asyncio.wait_for(request.body(), timeout)
-    except asyncio.TimeoutError:
-        raise HTTPException(408, f"the body did not come within {timeout:g} s") from None
+
+
+def _too_late(leash: Leash, timeout: float) -> None:
+    leash.end(HTTPException(408, f"the body did not come within {timeout:g} s"))
+
+
+async def _whole(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def answer(value: Any) -> Response:
@@ -75,16 +102,16 @@ def event_stream(gateway: Gateway, produce: Callable[[EventWriter], Awaitable[No
 
 
 @contextmanager
-def worded(names: Mapping[str, str]) -> Iterator[None]:
+def worded(names: Mapping[str, str] | Callable[[], Mapping[str, str]]) -> Iterator[None]:
     """Let errors pass in the API's names.
 
     Args:
-        names: API name of each contract field that is named otherwise.
+        names: API name of each contract field that is named otherwise, or what gives them once they are needed.
     """
     try:
         yield
     except SageLLMError as error:
-        raise public(error, names) from error
+        raise public(error, names() if callable(names) else names) from error
 
 
 def takes(kind: type[Body]) -> dict[str, Any]:

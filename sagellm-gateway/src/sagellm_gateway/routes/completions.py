@@ -29,7 +29,7 @@ async def completions(request: Request) -> Response:
     model = await gateway.served(body.model, GENERATE)
     head = Head(mint("cmpl"), model)
     wanted = body.requests(model, head.id, trace_of(request), gateway.settings.max_prompts)
-    names, as_ids = body.names(), body.return_tokens_as_token_ids
+    as_ids = body.return_tokens_as_token_ids
 
     async def produce(writer: EventWriter) -> None:
         choices = wanted[0].sampling.n
@@ -37,13 +37,13 @@ async def completions(request: Request) -> Response:
             CompletionChunks(head, choices, first=number * choices, include_usage=body.include_usage, as_ids=as_ids)
             for number in range(len(wanted))
         ]
-        with worded(names):
+        with worded(body.names):
             usages = await gateway.relay.stream(wanted, chunks, writer)
         await writer.write((chunks[0].usage(total(usages)) if body.include_usage else b"") + DONE)
 
     if body.stream:
         return event_stream(gateway, produce)
-    with worded(names):
+    with worded(body.names):
         return await attended(
             gateway,
             request,

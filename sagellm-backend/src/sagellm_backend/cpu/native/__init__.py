@@ -10,6 +10,7 @@ from .decoder import fuse_decoder
 from .library import Library, load
 from .matrix import KINDS, MatrixStore, NativeMatrix
 from .pool import LARGEST_BLOCK, NativeKV, fits
+from .sampling import logprobs_of, sample
 from .step import NativePlan
 
 __all__ = [
@@ -24,4 +25,6 @@ __all__ = [
     "fits",
     "fuse_decoder",
     "load",
+    "logprobs_of",
+    "sample",
 ]

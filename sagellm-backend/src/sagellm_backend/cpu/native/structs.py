@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-ABI = 2
+ABI = 3
 """Version of the interface these structs describe; a library of another is not used."""
 
 
@@ -72,3 +72,20 @@ class Attention(ctypes.Structure):
         *_ints("heads", "kv_heads", "head_dim", "value_dim", "window", "group", "layer", "type"),
         *_floats("scale", "softcap"),
     ]
+
+
+class Draw(ctypes.Structure):
+    """``SageDraw``."""
+
+    _fields_ = [
+        *_pointers("scores", "raw"),
+        *[(name, ctypes.c_double) for name in ("uniform", "top_p")],
+        *_floats("temperature", "min_p"),
+        *_ints("top_k", "token", "top", "type", "raw_type", "unused"),
+    ]
+
+
+class Drawn(ctypes.Structure):
+    """``SageDrawn``."""
+
+    _fields_ = [*_ints("token", "rank", "top"), *_floats("logprob")]

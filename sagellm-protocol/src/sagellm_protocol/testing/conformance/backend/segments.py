@@ -39,9 +39,8 @@ class SegmentConformance(BackendSuite):
         size, tokens = 10, sum(lengths)
         q, k, v = (rng.standard_normal((tokens, number, size)) for number in (heads, kv_heads, kv_heads))
         scale = 1 / math.sqrt(size)
-        got = backend.segment_attention(
-            *(self.tensor(backend, part, dtype) for part in (q, k, v)), backend.plan_segments(lengths), scale=scale
-        )
+        queries, keys, values = (self.tensor(backend, part, dtype) for part in (q, k, v))
+        got = backend.segment_attention(queries, keys, values, backend.plan_segments(lengths), scale=scale)
         cuts = np.cumsum(lengths)[:-1]
         parts = [np.split(self.rounded(backend, part, dtype), cuts) for part in (q, k, v)]
         want = np.concatenate([truth.segment_attention(*each, scale=scale) for each in zip(*parts, strict=True)])
