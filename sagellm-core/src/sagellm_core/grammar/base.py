@@ -6,12 +6,11 @@ Knows no particular library.
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-Words = np.ndarray[Any, np.dtype[np.int32]]
-"""Bits of tokens: bit ``t % 32`` of word ``t // 32`` stands for token ``t``; ``[ceil(V / 32)]`` int32."""
+if TYPE_CHECKING:  # the front reads this module, and holds no arrays
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class GrammarError(ValueError):
@@ -31,8 +30,11 @@ class Matcher(Protocol):
         """What has come is all that the grammar asks for; more may follow."""
         ...
 
-    def fill(self, words: Words) -> None:
+    def fill(self, words: NDArray[np.int32]) -> None:
         """Write which tokens may come next; those that end a text are among them where :attr:`accepting`.
+
+        Args:
+            words: ``[ceil(V / 32)]``, contiguous: bit ``t % 32`` of word ``t // 32`` stands for token ``t``.
 
         Raises:
             GrammarError: It has become too large to be followed.

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
 
 from sagellm_core.tokenizer import Tokenizer
 
-from .base import GrammarError, Words
+from .base import GrammarError
 
 _MAX_LEXER_STATES = 50_000
 """One takes a kilobyte or two; a grammar is kept for later requests, and so are its states."""
@@ -99,7 +100,7 @@ class GuidanceMatcher:
         """Whether it may end here."""
         return self._matcher.is_accepting()
 
-    def fill(self, words: Words) -> None:
+    def fill(self, words: NDArray[np.int32]) -> None:
         """Write the mask into ``words``, which are contiguous."""
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         if self._matcher.is_stopped() and not self._matcher.is_accepting():
