@@ -47,17 +47,20 @@ class Way:
         path: Where it is.
         dtype: Type that is computed in.
         quantization: What it is quantised to at load.
+        kv_dtype: Type that keys and values are kept in, where not ``dtype``.
     """
 
     weights: str
     path: Path
     dtype: DType
     quantization: str | None = None
+    kv_dtype: DType | None = None
 
     @property
     def name(self) -> str:
         """As the table has it."""
-        return self.quantization or self.dtype.value
+        kept = f", keys and values {self.kv_dtype.value}" if self.kv_dtype else ""
+        return (self.quantization or self.dtype.value) + kept
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def predict(way: Way, ids: Sequence[int], threads: int) -> Predictions:
     ops = open_backend("cpu", dtype=way.dtype.value, threads=threads)
     model = models.load(open_checkpoint(way.path), ops, way.dtype, way.quantization)
     blocks = -(-len(ids) // BLOCK_SIZE)
-    cache = ops.allocate_kv(model.kv_specs, blocks, BLOCK_SIZE, way.dtype)
+    cache = ops.allocate_kv(model.kv_specs, blocks, BLOCK_SIZE, way.kv_dtype or way.dtype)
     groups = len(dict.fromkeys(model.kv_specs))
     plan = ops.plan_attention(cache, AttentionBatch([len(ids)], [len(ids)], [[list(range(blocks))]] * groups))
     positions = ops.from_host(list(range(len(ids))), DType.INT32)
@@ -114,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for weights, folder in folders.items():
             ways = [Way(weights, folder, DType.FLOAT32), Way(weights, folder, DType.BFLOAT16)]
             ways += [Way(weights, folder, DType.BFLOAT16, name) for name in ("int8", "int4")]
+            if "int8" in (kind.value for kind in open_backend("cpu", dtype="bfloat16").capabilities().kv_dtypes):
+                ways.append(Way(weights, folder, DType.BFLOAT16, kv_dtype=DType.INT8))
             if folder is folders["Q4_1, expanded to BF16"]:
                 ways.append(Way("Q4_1, as shipped", file, DType.BFLOAT16))
             truths: list[torch.Tensor] = []

@@ -36,6 +36,19 @@ def test_ours_is_held_against_each_peer_with_weights_of_the_same_class_only():
     assert lines[0][2] == "1.50x"
 
 
+def test_a_run_keeps_what_an_earlier_one_found_of_work_it_did_not_measure():
+    earlier = results(row_of("SageLLM", a=[1.0], b=[10.0]), row_of("other", a=[2.0], b=[20.0]), row_of("gone", a=[3.0]))
+    now = results(row_of("SageLLM", a=[5.0]), row_of("other", a=[6.0]), row_of("third", kind="bf16", a=[7.0]))
+    now.take_in(earlier)
+    # One run's figure is never held against another's of the same work: who was not there now has none.
+    assert [(row.engine, row.figures) for row in now.rows] == [
+        ("SageLLM", {"a": [5.0], "b": [10.0]}),
+        ("other", {"a": [6.0], "b": [20.0]}),
+        ("gone", {}),
+        ("third", {"a": [7.0]}),
+    ]
+
+
 def test_nothing_is_compared_when_ours_took_no_part():
     assert report.ratios([row_of("other", a=[1.0])]) == ""
 

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             memory(entrants)
     if "ours" in peers and "memory" in given.work:
         results.torch_import_mb = torch_import_mb()
+    if given.add and given.json and given.json.exists():
+        results.take_in(Results.from_json(json.loads(given.json.read_text())))
     print(tables(results))
     if given.json:
         given.json.write_text(json.dumps(results.to_json(), indent=1) + "\n")
@@ -86,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="what is set up (default: %(default)s)")
     parser.add_argument("--setup-only", action="store_true", help="install and build, then stop")
     parser.add_argument("--json", type=Path, help="also write every round's figures here")
+    parser.add_argument(
+        "--add", action="store_true", help="keep what that file has of classes and work not measured now"
+    )
     return parser
 
 

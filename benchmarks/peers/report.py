@@ -16,7 +16,7 @@ def tables(results: Results) -> str:
     notes: list[str] = []
     parts = [
         f"{results.machine}; {results.date}; {results.threads} threads;"
-        f" medians of {results.rounds} rounds, engines in turn.",
+        f" medians of {results.rounds} rounds or more, engines in turn.",
         figures(results.rows, notes),
     ]
     compared = ratios(results.rows)

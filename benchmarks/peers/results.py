@@ -60,6 +60,24 @@ class Results:
     torch_import_mb: float | None = None
     rows: list[Row] = field(default_factory=list)
 
+    def take_in(self, earlier: Results) -> None:
+        """Keep what an earlier run on this machine found and this one did not measure.
+
+        Figures of one class and workload are always of one run: what was measured again replaces what was there.
+        """
+        now = {(row.engine, row.format): row for row in self.rows}
+        measured = {(row.kind, name) for row in self.rows for name in (*row.figures, *row.failures)}
+        merged = []
+        for old in earlier.rows:
+            row = now.pop((old.engine, old.format), None) or Row(old.engine, old.format, old.kind, old.version)
+            for mine, theirs in ((row.figures, old.figures), (row.failures, old.failures)):
+                mine.update({name: kept for name, kept in theirs.items() if (old.kind, name) not in measured})
+            merged.append(row)
+        self.rows = [*merged, *now.values()]
+        self.rounds = min(self.rounds, earlier.rounds)
+        if self.torch_import_mb is None:
+            self.torch_import_mb = earlier.torch_import_mb
+
     def to_json(self) -> dict[str, Any]:
         """As JSON's values."""
         return asdict(self)

@@ -296,7 +296,7 @@ SAGE_INLINE void weigh(const Scores* scores, int row, const Tile& tile, const Sp
                     if (Type == SAGE_TYPE_F32) {
                         v = load(reinterpret_cast<const float*>(values) + size_t(k) * dim + d + i * kLanes);
                     } else {
-                        v = load_quants(reinterpret_cast<const int8_t*>(values) + size_t(k) * dim + d + i * kLanes);
+                        v = __builtin_convertvector(load_small(values + size_t(k) * dim + d + i * kLanes), F16);
                     }
                     for (int r = 0; r < R; r++) sum[r][i] += v * scores->weight[row + r][n * kTile + k];
                 }

@@ -77,11 +77,6 @@ SAGE_INLINE uint16_t to_bf16(float x) {
     return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
-typedef int8_t B16u __attribute__((vector_size(16), aligned(1), may_alias));
-SAGE_INLINE F16 load_quants(const int8_t* p) {
-    return __builtin_convertvector(*reinterpret_cast<const B16u*>(p), F16);
-}
-
 typedef float F8 __attribute__((vector_size(32)));
 typedef float F4 __attribute__((vector_size(16)));
 SAGE_INLINE F8 low(F16 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }

@@ -55,7 +55,9 @@ class CoreLimits:
 def bytes_per_block(specs: Sequence[KVSpec], dtype: DType, block_size: int) -> int:
     """Bytes of one block in all layers."""
     elements = sum(spec.num_kv_heads * (spec.head_dim + spec.value_dim) for spec in specs)
-    return elements * _BYTES[dtype] * block_size
+    # In 8 bits each token has a float32 scale for its key and one for its value, head by head.
+    scales = 8 * sum(spec.num_kv_heads for spec in specs) if dtype is DType.INT8 else 0
+    return (elements * _BYTES[dtype] + scales) * block_size
 
 
 def decide_limits(
