@@ -174,13 +174,6 @@ async def refused(engine: FrontEngine, **fields: Any) -> SageLLMError:
     return refusal.value
 
 
-@pytest.mark.parametrize("choice", ["required", {"name": "now"}])
-async def test_a_call_cannot_be_forced_yet_and_that_is_said(folder: Path, choice: Any) -> None:
-    error = await refused(scripted_engine(folder, "x", **HERMES), tools=TOOLS, tool_choice=choice)
-    assert (error.code, error.param) == (ErrorCode.UNSUPPORTED, "tool_choice")
-    assert "'tool_choice'" in error.message
-
-
 @pytest.mark.parametrize("fields", [{"tools": TOOLS}, {"chat_template_kwargs": {"x": 1}}])
 async def test_what_is_for_the_template_is_refused_beside_a_prompt(folder: Path, fields: dict[str, Any]) -> None:
     error = await refused(scripted_engine(folder, "x", **HERMES), messages=None, prompt="hi", **fields)
