@@ -277,8 +277,9 @@ class SamplingBatch:
         bias: Token id to added logit; empty for rows without.
         banned: Token ids that may not be produced.
         allowed: Token ids that alone may be produced, or ``None`` for all.
-        mask: Tokens that alone may be produced, as bits: token ``t`` may where bit ``t % 32`` of word ``t // 32`` is set.
-            ``[ceil(V / 32)]`` int32 a row, or ``None`` for all; empty where no row has one. Beside ``allowed`` both hold.
+        mask: Tokens that alone may be produced, as bits: token ``t`` may where bit ``t % 32`` of word ``t // 32`` is
+            set. ``[ceil(V / 32)]`` int32 a row, or ``None`` for all; empty where no row has one. Beside ``allowed``
+            both hold.
         logprobs: Number of likeliest alternatives to report, or ``None`` for no log-probabilities at all.
     """
 
