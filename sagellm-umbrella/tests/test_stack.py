@@ -109,7 +109,7 @@ def test_requests_at_once_each_get_the_answer_they_get_alone(client: openai.Open
         ({"stop": [""]}, "stop"),
         ({"extra_body": {"no_such_field": 1}}, "no_such_field"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"extra_body": {"guided_regex": "(a"}}, "guided_regex cannot be followed.*unclosed group"),
+        ({"extra_body": {"guided_regex": "(a"}}, "guided_regex cannot be followed"),
     ],
 )
 def test_a_bad_request_is_a_400_that_names_the_value(

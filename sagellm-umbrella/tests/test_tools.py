@@ -66,10 +66,7 @@ def test_without_leave_to_call_the_same_text_is_content(ask: Ask) -> None:
     assert choice.finish_reason == "length"
 
 
-def test_a_call_cannot_be_forced_yet_and_the_refusal_says_so(ask: Ask) -> None:
-    with pytest.raises(openai.BadRequestError, match="tool_choice") as refusal:
-        ask(tool_choice="required")
-    assert refusal.value.param == "tool_choice"
+def test_an_effort_that_the_template_does_not_read_is_refused_by_name(ask: Ask) -> None:
     with pytest.raises(openai.BadRequestError) as effort:
         ask(reasoning_effort="low")
     assert effort.value.param == "reasoning_effort"
