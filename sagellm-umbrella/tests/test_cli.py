@@ -231,7 +231,8 @@ def test_a_first_fetch_is_told_and_can_be_left(tmp_path: Path, arguments: tuple[
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stderr is not None
             assert "downloading the model from the index" in process.stderr.readline()
-            [pip] = psutil.Process(process.pid).children()
+            # Beside the core's process, which is started ahead.
+            [pip] = [child for child in psutil.Process(process.pid).children() if "pip" in child.cmdline()]
             silent.settimeout(60)
             asking, _ = silent.accept()  # pip waits for an answer now
             with asking:
