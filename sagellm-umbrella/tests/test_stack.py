@@ -18,7 +18,7 @@ import pytest
 
 from conftest import Server
 
-TURNS: list[dict[str, str]] = [{"role": "user", "content": "What is the capital of France?"}]
+TURNS: list[dict[str, str]] = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 LIMIT_S = 60.0
 
 
