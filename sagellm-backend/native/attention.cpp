@@ -25,8 +25,9 @@ Plan plan_attention(const Shape& shape, const SageStep& step, int threads) {
     plan.split_of.assign(size_t(step.tokens), -1);
     plan.splits.assign(size_t(step.tokens), 0);
     const Pages pages = {Tile(step.kv_type, shape.dim, shape.value_dim), nullptr, 0, nullptr, step.block_size, 0};
-    const bool few = step.sequences * shape.kv_heads < 8 * threads;
-    const int at_once = larger(1, kMaxQueries / shape.queries());
+    const int heads = smaller(shape.queries(), kMaxQueries);
+    const bool few = step.sequences * shape.kv_heads < 8 * threads && heads == shape.queries();
+    const int at_once = kMaxQueries / heads;
     int token = 0;
     for (int s = 0; s < step.sequences; s++) {
         const int length = step.query_lens[s], last = step.context_lens[s] - 1;
@@ -35,13 +36,16 @@ Plan plan_attention(const Shape& shape, const SageStep& step, int threads) {
             plan.split_of[size_t(token)] = plan.partials;
             plan.splits[size_t(token)] = splits;
             for (int h = 0; h < shape.kv_heads; h++) {
-                for (int p = 0; p < splits; p++) plan.pieces.push_back({s, token, 1, h, first_split + p, plan.partials++});
+                for (int p = 0; p < splits; p++) plan.pieces.push_back({s, token, 1, h, 0, heads, first_split + p, plan.partials++});
             }
         } else {
             // The last queries see most: they go first.
             for (int at = (length - 1) / at_once * at_once; at >= 0 && length > 0; at -= at_once) {
                 for (int h = 0; h < shape.kv_heads; h++) {
-                    plan.pieces.push_back({s, token + at, smaller(at_once, length - at), h, -1, 0});
+                    for (int first = 0; first < shape.queries(); first += heads) {
+                        const int some = smaller(heads, shape.queries() - first);
+                        plan.pieces.push_back({s, token + at, smaller(at_once, length - at), h, first, some, -1, 0});
+                    }
                 }
             }
         }
@@ -72,7 +76,8 @@ void keep(const AttentionJob& job, int sequence, int position, int kv_head, bool
 void attend_piece(const AttentionJob& job, int number) {
     const Piece& piece = job.plan->pieces[size_t(number)];
     const Shape& shape = job.shape;
-    const int dim = shape.dim, group = shape.queries(), count = piece.count * group;
+    const int dim = shape.dim, group = piece.heads, count = piece.count * group;
+    const int first_head = piece.kv_head * shape.queries() + piece.head;
     Queries queries;
     queries.count = count;
     queries.softcap = shape.softcap;
@@ -80,7 +85,7 @@ void attend_piece(const AttentionJob& job, int number) {
         const int position = job.step->positions[piece.token + i];
         for (int g = 0; g < group; g++) {
             const int r = i * group + g;
-            queries.q[r] = job.q + (long(piece.token + i) * shape.heads + piece.kv_head * group + g) * dim;
+            queries.q[r] = job.q + (long(piece.token + i) * shape.heads + first_head + g) * dim;
             queries.limit[r] = position + 1;
             queries.first[r] = shape.first(position);
         }
@@ -96,7 +101,7 @@ void attend_piece(const AttentionJob& job, int number) {
     job.k->attend(&queries, &pages, first, last, &sums);
     if (part) return;
     for (int r = 0; r < count; r++) {
-        const int token = piece.token + r / group, h = piece.kv_head * group + r % group;
+        const int token = piece.token + r / group, h = first_head + r % group;
         finish(*job.k, sums, r, shape.value_dim, job.out + (long(token) * shape.heads + h) * shape.value_dim);
     }
 }

@@ -11,6 +11,7 @@ namespace sage {
 struct Piece {
     int sequence, token, count;  // first token among the step's, and how many
     int kv_head;
+    int head, heads;  // of the query heads that share the key head, the first and how many: all that one call takes
     int split;    // -1 for all
     int partial;  // where its results begin among the partial ones, in units of a key head's queries
 };

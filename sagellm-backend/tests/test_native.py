@@ -217,6 +217,31 @@ def test_attention_alone_agrees_with_the_readable_backend(level, kv, tolerance, 
     assert (got - want).norm() / want.norm() < tolerance
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("heads", [48, 49, 71, 100])
+def test_any_number_of_query_heads_may_share_a_key_head(level, heads, threads):
+    threads(2)
+    ops = CpuBackend(DType.BFLOAT16, kernels)
+    truth = reference.create(threads=1)
+    found = []
+    for backend in (ops, truth):
+        cache = backend.allocate_kv([KVSpec(1, 16, 16)], 32, 16, DType.FLOAT32)
+        dice = np.random.default_rng(0)
+        rows = []
+        for lens, ends in (([300, 2], [300, 2]), ([1, 1], [301, 3])):
+            plan = backend.plan_attention(cache, AttentionBatch(lens, ends, [[list(range(20)), list(range(20, 24))]]))
+            q, k, v = (
+                torch.from_numpy(dice.standard_normal((sum(lens), count, 16), dtype=np.float32))
+                for count in (heads, 1, 1)
+            )
+            if backend is ops:
+                rows.append(native.attend(kernels, q, k, v, cache, 0, plan, scale=0.3, softcap=None, level=level))
+            else:
+                rows.append(backend.attention(q, k, v, cache, 0, plan, scale=0.3))
+        found.append(torch.cat(rows))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kv", [DType.FLOAT32, DType.BFLOAT16, DType.INT8])
 def test_blocks_of_the_native_pool_can_be_copied_exported_and_imported(kv):
     ops = CpuBackend(DType.BFLOAT16, kernels)
@@ -264,6 +289,11 @@ def test_a_unit_that_the_kernels_do_not_fit_is_left_alone(changes):
     decoder = Decoder()
     assert decoder.fast.fuse(decoder.unit(decoder.fast)) is not None
     assert decoder.fast.fuse(decoder.unit(decoder.fast, **changes)) is None
+
+
+def test_a_backend_that_keeps_keys_and_values_for_torch_fuses_nothing():
+    decoder = Decoder()
+    assert CpuBackend(DType.FLOAT32, kernels).fuse(decoder.unit(decoder.fast)) is None
 
 
 def test_an_id_the_table_does_not_have_is_refused():

@@ -133,8 +133,8 @@ class CpuBackend(TorchBackend):
         return weight.rows(ids, TORCH[dtype])
 
     def fuse(self, unit: FusableUnit) -> Callable[..., torch.Tensor] | None:
-        """A decoder whose parts the native kernels know."""
-        if self._kernels is None or unit.kind != "decoder":
+        """A decoder whose parts the native kernels know, where the pool is theirs too."""
+        if self._kernels is None or unit.kind != "decoder" or self.dtypes[0] is not DType.BFLOAT16:
             return None
         return native.fuse_decoder(self._kernels, unit)
 

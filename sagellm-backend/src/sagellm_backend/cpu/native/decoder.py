@@ -22,7 +22,6 @@ from .step import NativePlan
 from .structs import Decoder, Layer
 
 _LARGEST_HEAD = 256
-_MOST_QUERIES = 48
 _LAYER_WEIGHTS = ("qkv", "out", "gate_up", "down")
 _LAYER_VECTORS = ("input_norm", "post_norm", "q_norm", "k_norm")
 
@@ -57,7 +56,7 @@ def _fits(unit: FusableUnit) -> bool:
     if any(unit.weights[layer + role].shape != shape for layer in layers for role, shape in shapes.items()):
         return False
     whole_blocks = hidden % 32 == 0 and inner % 32 == 0 and (heads * dim) % 32 == 0 and dim % 16 == 0
-    return whole_blocks and dim <= _LARGEST_HEAD and heads % kv_heads == 0 and heads // kv_heads <= _MOST_QUERIES
+    return whole_blocks and dim <= _LARGEST_HEAD and heads % kv_heads == 0
 
 
 class FusedDecoder:
