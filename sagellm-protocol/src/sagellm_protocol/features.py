@@ -65,6 +65,9 @@ _INSTEAD: Mapping[str, str] = {
     EMBED: "To have vectors made, name an embedding model, or start this model's engine with a way of pooling, where"
     " the engine has the option (pooling=last or pooling=mean)",
     SCORE: "To have texts scored, name a cross-encoder or an embedding model",
+    TOOLS: "Its chat template shows the model no tools; start its engine with one that does (chat_template) and, where"
+    " that does not tell, with the form its calls take (tool_parser)",
+    TOOL_CHOICE: "The form its calls take cannot be forced on it; leave tool_choice at 'auto'",
 }
 
 AnyRequest = Request | EmbedRequest | ScoreRequest
