@@ -141,6 +141,13 @@ ENGINE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "kv_cache_dtype": (
+        Annotated[
+            str,
+            typer.Option(help="Type of keys and values: auto, or as the device offers; int8 halves them on the CPU."),
+        ],
+        "auto",
+    ),
     "block_size": (
         Annotated[int | None, typer.Option(min=1, help="Tokens of a KV block.", show_default=False)],
         None,
