@@ -101,6 +101,12 @@ def test_cores_are_affinity_cut_down_by_quota(tmp_path, files, share, monkeypatc
     assert host.usable_cores(write(tmp_path, files)) == share
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (3, 2), (16, 15)])
+def test_one_core_of_more_than_two_is_left_to_what_serves(tmp_path, cores, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert host.compute_threads(tmp_path) == threads
+
+
 def test_the_device_names_its_model_and_what_kernels_may_use(tmp_path):
     write(
         tmp_path,

@@ -75,7 +75,7 @@ def select(name: str = AUTO, *, dtype: str = AUTO, threads: int | None = None) -
     Args:
         name: ``auto``, or a backend's name, with a device's index after a colon where there are several.
         dtype: Type to compute in, or ``auto``.
-        threads: Processors to use; by default all that this process may.
+        threads: Processors to use; by default all that this process may, less one where there are more than two.
 
     Raises:
         SageLLMError: ``NOT_INSTALLED`` for an unknown name, with those that are available; ``UNSUPPORTED`` for one that

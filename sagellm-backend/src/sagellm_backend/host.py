@@ -55,6 +55,12 @@ def usable_cores(root: Path = Path("/")) -> int:
     return max(1, min(shares))
 
 
+def compute_threads(root: Path = Path("/")) -> int:
+    """Threads to compute with: the usable processors, less one for what serves where there are more than two."""
+    cores = usable_cores(root)
+    return cores - 1 if cores > 2 else cores
+
+
 def memory_info(root: Path = Path("/")) -> MemoryInfo:
     """Bytes of memory this process may use: the host's, cut down by every cgroup above it.
 

@@ -205,14 +205,14 @@ def check_device(device: str | None, backend: str) -> None:
 
 
 def use_threads(threads: int | None) -> int:
-    """Let torch use ``threads`` processors, or by default all that this process may really use; returns the number.
+    """Let torch use ``threads`` processors, or by default what :func:`~.host.compute_threads` says; returns the number.
 
     Raises:
         SageLLMError: ``INVALID_REQUEST`` for fewer than one.
     """
     if threads is not None and threads < 1:
         raise SageLLMError(ErrorCode.INVALID_REQUEST, f"threads is {threads}; it must be at least 1", "threads")
-    wanted = threads if threads is not None else host.usable_cores()
+    wanted = threads if threads is not None else host.compute_threads()
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
     return wanted

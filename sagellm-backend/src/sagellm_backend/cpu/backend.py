@@ -325,7 +325,8 @@ def create(device: str | None = None, *, dtype: str = "auto", threads: int | Non
     Args:
         device: ``cpu`` or nothing.
         dtype: Preferred type; ``auto`` is BF16 where the processor has it, else float32.
-        threads: Processors torch may use; by default all that this process may.
+        threads: Processors torch may use; by default all that this process may, less one where there are more than
+            two.
 
     Raises:
         SageLLMError: ``UNSUPPORTED`` for another device or type, or where this torch has no oneDNN.

@@ -222,7 +222,8 @@ def create(device: str | None = None, *, dtype: str = "auto", threads: int | Non
     Args:
         device: ``cpu`` or nothing.
         dtype: Preferred type; ``auto`` is float32.
-        threads: Processors torch may use; by default all that this process may.
+        threads: Processors torch may use; by default all that this process may, less one where there are more than
+            two.
 
     Raises:
         SageLLMError: ``UNSUPPORTED`` for another device or type.
