@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sagellm_backend import cpu
-from sagellm_backend.cpu import native, sampling
+from sagellm_backend.cpu import CpuBackend, native, sampling
 from sagellm_backend.cpu.native.library import AVX2, AVX512, PORTABLE
 from sagellm_protocol.backend import SamplingBatch
+from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from test_sampling import ROWS, batch_of
 
@@ -167,16 +168,18 @@ def test_logprobs_of_given_tokens_agree_with_numpy(level, dtype):
     logits[3, 17] = math.nan
     tokens = [0, 20_010, 777, 17]
     got = native.logprobs_of(kernels, logits, tokens, 20, level)
-    for one, other in zip(got[:3], sampling.logprobs_of(logits.float(), tokens, [20] * 4), strict=False):
+    for one, other in zip(got[:3], sampling.logprobs_of(logits.float(), tokens, 20), strict=False):
         agree(one, other)
     assert (math.isnan(got[3].logprob), got[3].rank, got[3].top) == (True, 1, ())
     everything = native.logprobs_of(kernels, logits[:1, :5], [4], 9, level)[0]
     assert sorted(token for token, _ in everything.top) == list(range(5))
 
 
-def test_a_given_token_outside_the_vocabulary_is_refused_by_number():
-    with pytest.raises(SageLLMError, match=r"token id 8 .* vocabulary of 8"):
-        native.logprobs_of(kernels, scores_of(2, 8), [0, 8], 1)
+@pytest.mark.parametrize("library", [None, kernels])
+@pytest.mark.parametrize("token", [-1, 8])
+def test_a_given_token_outside_the_vocabulary_is_refused_by_number(library, token):
+    with pytest.raises(SageLLMError, match=rf"token id {token} .* vocabulary of 8"):
+        CpuBackend(DType.FLOAT32, library).logprobs_of(scores_of(2, 8), [0, token], 1)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -288,9 +288,14 @@ class CpuBackend(TorchBackend):
 
     def logprobs_of(self, logits: torch.Tensor, token_ids: Sequence[int], top: int) -> list[RowLogprobs]:
         """Log-probabilities of given tokens."""
+        bad = next((token for token in token_ids if not 0 <= token < logits.shape[1]), None)
+        if bad is not None:
+            raise SageLLMError(
+                ErrorCode.INVALID_REQUEST, f"token id {bad} is not in the vocabulary of {logits.shape[1]}"
+            )
         if self._kernels is not None:
             return native.logprobs_of(self._kernels, logits, token_ids, top)
-        return sampling.logprobs_of(logits.float(), token_ids, [top] * len(token_ids))
+        return sampling.logprobs_of(logits.float(), token_ids, top)
 
 
 def _multipliable(raw: RawWeight) -> RawWeight:

@@ -22,6 +22,8 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 from .edits import edit_logits, edited_rows
 from .topvalues import Floats, Ints, first_of, floor_of_largest
 
+COLDEST = 1e-30
+"""Smallest temperature that float32 tells from 0 with room to divide by; one below draws as this does."""
 _TILE = 64
 """Token ids whose probabilities are summed as one, so that a draw walks V / 64 sums and then 64 tokens."""
 _FIRST_LOOK = 128
@@ -52,10 +54,10 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
     return Sampled(token_ids=tokens, logprobs=reports)
 
 
-def logprobs_of(raw: torch.Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
-    """Log-probabilities of one token a row of ``[R, V]`` float32, each with its ``tops`` likeliest."""
+def logprobs_of(raw: torch.Tensor, token_ids: Sequence[int], top: int) -> list[RowLogprobs]:
+    """Log-probabilities of one token a row of ``[R, V]`` float32, each with its ``top`` likeliest."""
     scores: Floats = raw.contiguous().numpy()
-    return [_report(row, token, top) for row, token, top in zip(scores, token_ids, tops, strict=True)]
+    return [_report(row, token, top) for row, token in zip(scores, token_ids, strict=True)]
 
 
 def _report(raw: Floats, token: int, top: int) -> RowLogprobs:
@@ -93,12 +95,12 @@ def _greedy(scores: Floats) -> list[int]:
 def _token(scores: Floats, batch: SamplingBatch, row: int) -> int:
     if batch.temperature[row] == 0:
         return _greedy(scores[None])[0]
-    # Relative to the largest, a tiny temperature cannot overflow.
+    # Relative to the largest, a tiny temperature cannot overflow; one that float32 rounds to 0 would give 0 / 0.
     largest = scores.max()
     if not math.isfinite(largest):
         raise no_numbers()
     scaled = scores - largest
-    scaled /= np.float32(batch.temperature[row])
+    scaled /= np.float32(max(batch.temperature[row], COLDEST))
     top_k, top_p, min_p = batch.top_k[row], batch.top_p[row], batch.min_p[row]
     kept = _kept(scaled, top_k if top_k < len(scaled) else 0, top_p, min_p)
     if kept is None:

@@ -65,10 +65,12 @@ def _edited(logits: torch.Tensor, batch: SamplingBatch, row: int) -> torch.Tenso
 
 def _draw(logits: torch.Tensor, batch: SamplingBatch, row: int) -> int:
     temperature = batch.temperature[row]
+    if not math.isfinite(logits.max()):
+        raise SageLLMError(ErrorCode.INTERNAL, "the model's scores are no numbers")
     if temperature == 0:
         return int(logits.argmax())
-    # Relative to the largest, a tiny temperature cannot overflow.
-    scaled = ((logits - logits.max()) / temperature).double()
+    # Relative to the largest, and in double precision, a tiny temperature cannot overflow.
+    scaled = (logits - logits.max()).double() / temperature
     probabilities = torch.softmax(scaled, dim=-1)
     order = torch.sort(scaled, descending=True, stable=True).indices
     kept = order[: batch.top_k[row]] if batch.top_k[row] > 0 else order

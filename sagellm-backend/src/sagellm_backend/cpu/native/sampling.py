@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from sagellm_backend.cpu.edits import edit_logits, edited_rows
-from sagellm_backend.cpu.sampling import no_numbers
+from sagellm_backend.cpu.sampling import COLDEST, no_numbers
 from sagellm_protocol.backend import RowLogprobs, Sampled, SamplingBatch
-from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .library import Library
 from .matrix import check
@@ -43,7 +42,8 @@ def sample(library: Library, logits: torch.Tensor, batch: SamplingBatch, level: 
         tokens = _greedy(library, logits, level)
         return Sampled(token_ids=tokens, logprobs=[None] * rows)
     draws = _draws(logits)
-    draws["temperature"], draws["uniform"] = batch.temperature, batch.uniform
+    draws["temperature"] = [max(value, COLDEST) if value else 0.0 for value in batch.temperature]
+    draws["uniform"] = batch.uniform
     draws["top_k"] = np.minimum(batch.top_k, logits.shape[1])
     draws["top_p"] = batch.top_p
     if any(batch.min_p):
@@ -62,15 +62,8 @@ def sample(library: Library, logits: torch.Tensor, batch: SamplingBatch, level: 
 def logprobs_of(
     library: Library, logits: torch.Tensor, token_ids: Sequence[int], top: int, level: int | None = None
 ) -> list[RowLogprobs]:
-    """Log-probabilities of one token a row of ``[R, V]``, each with its ``top`` likeliest.
-
-    Raises:
-        SageLLMError: ``INVALID_REQUEST`` for a token id outside the vocabulary.
-    """
+    """Log-probabilities of one token a row of ``[R, V]``, each with its ``top`` likeliest."""
     logits = _readable(logits)
-    bad = next((token for token in token_ids if not 0 <= token < logits.shape[1]), None)
-    if bad is not None:
-        raise SageLLMError(ErrorCode.INVALID_REQUEST, f"token id {bad} is not in the vocabulary of {logits.shape[1]}")
     draws = _draws(logits)
     draws["token"], draws["top"] = token_ids, top
     reports = _run(library, logits, draws, library.level if level is None else level)[1]
