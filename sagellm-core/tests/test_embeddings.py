@@ -277,6 +277,8 @@ def test_a_cross_encoder_scores_each_pair_as_the_reference_does(
     with LLM(str(tmp_path)) as llm:
         response = llm.score("fox?", documents)
         ranked = llm.rerank("fox?", documents, top_n=2)
+        assert [one.document for one in llm.rerank("fox?", "fox")] == ["fox"]
+        assert refusal(llm.rerank, "fox?", documents, top_n=0).param == "top_n"
         assert refusal(llm.embed, "fox").code is ErrorCode.UNSUPPORTED
     wanted = []
     for document in documents:

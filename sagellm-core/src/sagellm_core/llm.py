@@ -212,8 +212,11 @@ class LLM:
             truncate: As for :meth:`score`.
 
         Raises:
-            SageLLMError: As :meth:`embed`.
+            SageLLMError: As :meth:`embed`; ``INVALID_REQUEST`` for a ``top_n`` below 1.
         """
+        if top_n is not None and top_n < 1:
+            raise SageLLMError(ErrorCode.INVALID_REQUEST, f"top_n is {top_n}; it must be at least 1", "top_n")
+        documents = (documents,) if isinstance(documents, str) else tuple(documents)
         scores = self.score(query, documents, truncate=truncate).scores
         best = sorted(range(len(scores)), key=lambda index: -scores[index])
         return [Ranked(index, scores[index], documents[index]) for index in best[:top_n]]

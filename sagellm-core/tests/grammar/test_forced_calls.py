@@ -107,6 +107,15 @@ def test_a_forced_call_leaves_nothing_to_a_form(llm: LLM) -> None:
     assert check_calls(talk(llm, tools=TOOLS, tool_choice={"name": "now"}, structured=FORM)) == ["now"]
 
 
+@pytest.mark.parametrize("parameters", [{}, {"properties": {"a": {"type": "boolean"}}}])
+def test_arguments_are_an_object_where_the_schema_does_not_say_so(llm: LLM, parameters: dict[str, Any]) -> None:
+    tools = [{"name": "f", "parameters": {**parameters, "additionalProperties": False}}]
+    for seed in range(3):
+        [output] = talk(llm, seed, tools=tools, tool_choice="required").outputs
+        assert output.text == "" or output.finish_reason == "length"
+        assert all(call.arguments.lstrip().startswith("{") for call in output.tool_calls)
+
+
 def test_parameters_that_cannot_be_followed_are_refused_by_name(llm: LLM) -> None:
     bad = [{"name": "f", "parameters": {"type": "strange"}}]
     with pytest.raises(SageLLMError, match=r"tools cannot be followed: .*strange") as refused:

@@ -181,6 +181,8 @@ def test_choices_follow_it_each_for_itself_and_seeds_reproduce(llm: LLM) -> None
         ({"grammar": "start: nothing"}, "nothing"),
         ({"grammar": 'start: start "a"'}, "no text follows it"),
         ({"grammar": "root ::= ("}, "GBNF"),
+        ({"grammar": "root ::= digit"}, "GBNF.*digit"),
+        ({"grammar": "root ::= " + "(" * 3000 + '"a"' + ")" * 3000}, "GBNF"),
         ({"regex": "\ud800"}, "surrogate"),
     ],
 )

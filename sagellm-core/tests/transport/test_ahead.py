@@ -15,7 +15,7 @@ from sagellm_core.ahead import core_ahead, take
 from sagellm_core.front.engine import FrontEngine
 from sagellm_core.transport.process import ProcessClient
 from sagellm_core.transport.spawn import CoreProcess
-from sagellm_protocol import EngineState
+from sagellm_protocol import EngineState, SageLLMError
 
 PATIENCE_S = 60.0
 
@@ -45,6 +45,18 @@ async def test_an_engine_runs_in_the_process_that_was_started_ahead(folder: Path
     assert engine.info.state is EngineState.READY
     await engine.stop()
     assert child.process.poll() == 0
+
+
+async def test_a_process_that_died_before_its_task_is_told_of(folder: Path) -> None:
+    with core_ahead():
+        child = take()
+    assert child is not None
+    child.process.kill()
+    child.process.wait(PATIENCE_S)
+    engine = engine_in(child, folder)
+    with pytest.raises(SageLLMError, match="SIGKILL"):
+        await asyncio.wait_for(engine.start(), PATIENCE_S)
+    await asyncio.wait_for(engine.stop(), PATIENCE_S)
 
 
 def test_a_process_that_no_engine_takes_is_ended() -> None:

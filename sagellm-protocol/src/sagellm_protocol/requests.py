@@ -79,6 +79,7 @@ class ToolDefinition(Ask):
     parameters: dict[str, JsonValue] | None = None
     """JSON Schema of the arguments."""
     strict: bool = False
+    """A wish. Arguments follow the schema wherever a call is forced, and nowhere else."""
 
 
 class NamedTool(Ask):
@@ -98,7 +99,7 @@ class StructuredOutput(Ask):
     regex: str | None = None
     choice: tuple[str, ...] | None = Field(default=None, min_length=1)
     grammar: str | None = None
-    """A Lark grammar."""
+    """A grammar in Lark, or in GBNF, which is known by its ``::=``."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

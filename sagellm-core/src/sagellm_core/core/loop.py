@@ -444,7 +444,12 @@ class EngineCore:
                 times.preempted = None
 
     def _measure(self, sequence: Sequence) -> None:
-        """Note what a request holds before it lets go of any: holdings only grow in between."""
+        """Note what a request holds before it lets go of any: holdings only grow in between.
+
+        Nobody asks it of texts that are pooled, of which one request brings thousands.
+        """
+        if sequence.pooled is not None:
+            return
         request = self._requests[sequence.request]
         tokens, blocks = self._blocks.held(request.sequences)
         request.kv_tokens = max(request.kv_tokens, tokens)

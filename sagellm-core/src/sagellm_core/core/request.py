@@ -55,7 +55,7 @@ class Ending(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         finish: How.
         stop_token: The end token that was produced, if one was.
-        message: What went wrong, for ``FAILED``.
+        message: What went wrong, for ``FAILED`` and ``REFUSED``.
         preemptions: Times it lost its blocks.
         evicted_s: Seconds between losing its blocks and being scheduled again, summed.
         kv_tokens: Most tokens that its request held in the cache at once so far, shared ones counted once.

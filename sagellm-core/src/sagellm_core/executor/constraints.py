@@ -35,6 +35,7 @@ class Constraints:
         self._slots = slots
         self._grammars = grammars
         self._matchers: dict[int, Matcher] = {}
+        self._lost: dict[int, GrammarError] = {}  # slots whose grammar could not be followed again
         self._words = np.zeros((0, 0), dtype=np.int32)
 
     def __bool__(self) -> bool:
@@ -45,6 +46,7 @@ class Constraints:
         """Take in which slots a plan frees and which are taken."""
         for slot in plan.dropped:
             self._matchers.pop(slot, None)
+            self._lost.pop(slot, None)
         for new in plan.added:
             self._add(new)
 
@@ -55,7 +57,10 @@ class Constraints:
         if not len(self._words):
             self._words = np.zeros((len(self._slots.length), -(-self._grammars.vocab_size // 32)), dtype=np.int32)
         matcher = self._matchers[new.slot] = self._grammars.get(new.sampling.grammar).matcher()
-        matcher.accept(new.output)
+        try:
+            matcher.accept(new.output)
+        except GrammarError as error:
+            self._lost[new.slot] = error
 
     def prepare(self, slots: Sequence[int]) -> dict[int, SlotResult]:
         """Find out what may come next in each of ``slots``; those that end here, without another token."""
@@ -63,6 +68,9 @@ class Constraints:
         for slot in slots:
             matcher = self._matchers.get(slot)
             if matcher is None:
+                continue
+            if slot in self._lost:
+                ended[slot] = _broken(slot, self._lost[slot])
                 continue
             try:
                 matcher.fill(self._words[slot])

@@ -19,6 +19,7 @@ from sagellm_core.loading.pooling import PoolingKind
 from sagellm_core.models.base import Model
 from sagellm_protocol.backend import Backend, RowLogprobs
 from sagellm_protocol.devices import DType
+from sagellm_protocol.errors import SageLLMError
 
 from .base import CacheLayout
 from .constraints import Constraints
@@ -129,12 +130,12 @@ class Runner:
             if self._constraints:
                 batch = replace(batch, mask=self._constraints.masks(slots))
             drawn = self._ops.sample(self._model.logits(hidden), batch)
-        except Exception as error:  # whose row it was is found by drawing for each by itself
+        except SageLLMError as error:  # whose row it was is found by drawing for each by itself
             if len(slots) > 1:
                 each = [self._draw(self._ops.take_rows(hidden, [row]), [slot]) for row, slot in enumerate(slots)]
                 return [result for results in each for result in results]
             logger.exception("no token can be drawn")
-            return [SlotResult(slots[0], [], error=f"no token can be drawn: {type(error).__name__}: {error}")]
+            return [SlotResult(slots[0], [], error=f"no token can be drawn: {error}")]
         self._slots.append(slots, drawn.token_ids)
         results = [
             SlotResult(slot, [token], [] if logprob is None else [_reported(logprob)])

@@ -80,7 +80,8 @@ def chosen_tools(request: Request) -> Sequence[ToolDefinition]:
 
 def arguments_of(tool: ToolDefinition, writer: GrammarWriter) -> str:
     """What a call's arguments must be. A tool without a schema has none, as with OpenAI's API."""
-    return writer.schema(_NO_ARGUMENTS if tool.parameters is None else tool.parameters)
+    # A call's arguments are an object even where the schema does not say so.
+    return writer.schema(_NO_ARGUMENTS if tool.parameters is None else {"type": "object", **tool.parameters})
 
 
 def form_of(form: StructuredOutput, writer: GrammarWriter) -> str:
@@ -151,11 +152,12 @@ def _within_slashes(regex: str) -> str:
 def _as_lark(grammar: str) -> str:
     if "::=" not in grammar:
         return grammar
-    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+    need_grammars()
+    from llguidance.gbnf_to_lark import any_to_lark
 
     try:
         return any_to_lark(grammar)
-    except GbnfToLarkError as error:
+    except Exception as error:
         raise SageLLMError(
             ErrorCode.INVALID_REQUEST, f"the grammar, read as GBNF, is none: {error}", "structured.grammar"
         ) from error

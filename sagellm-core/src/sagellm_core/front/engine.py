@@ -43,7 +43,7 @@ from .kv_feed import KVFeed
 from .link import CoreLink
 from .offers import capabilities, offered_features
 from .pooled import PooledJob, Values, cosines
-from .renderer import PromptRenderer
+from .renderer import OFFLOAD_CHARACTERS, PromptRenderer
 from .sampling import choice_seeds, resolve_sampling
 
 logger = logging.getLogger(__name__)
@@ -377,7 +377,7 @@ class FrontEngine:
                 prompt = await self.renderer.render(request)
             else:
                 self.renderer.check(request, prompt.token_ids)
-            constraint = None if self._form is None else self._form.constraint(request, prompt)
+            constraint = await self._constraint(request, prompt)
             if constraint is not None:
                 await self._teach()
             self._check_still_wanted(request)
@@ -422,6 +422,15 @@ class FrontEngine:
         finally:
             self._claimed.discard(request_id)
             self._given_up.discard(request_id)
+
+    async def _constraint(self, request: Request, prompt: RenderedPrompt) -> Constraint | None:
+        """What the output must follow. A long grammar is read in a thread, as nobody else is to wait for it."""
+        if self._form is None:
+            return None
+        grammar = None if request.structured is None else request.structured.grammar
+        if grammar is not None and len(grammar) >= OFFLOAD_CHARACTERS:
+            return await asyncio.to_thread(self._form.constraint, request, prompt)
+        return self._form.constraint(request, prompt)
 
     async def _teach(self) -> None:
         """Have the core know how tokens are spelt."""

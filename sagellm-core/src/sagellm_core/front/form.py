@@ -92,7 +92,7 @@ class OutputForm:
         """
         if request.messages is None:
             return None
-        calls = bool(request.tools) and request.tool_choice != NONE and self.tools is not None
+        calls = may_call(request) and self.tools is not None
         makers: list[Callable[[], Stage]] = []
         markers: tuple[str, ...] = ()
         if self.reasoning is Harmony or self.tools is Harmony:

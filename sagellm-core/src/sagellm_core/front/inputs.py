@@ -19,10 +19,8 @@ from sagellm_protocol.engine import EngineSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.requests import EmbedRequest, ScoreRequest
 
+from .renderer import OFFLOAD_CHARACTERS
 from .text import check_text
-
-OFFLOAD_CHARACTERS = 4096
-"""Requests from this size on are tokenised in a thread: shorter ones take less time than handing them over."""
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,10 @@ def encode_pairs(tokenizer: Tokenizer, first: str, seconds: Sequence[str], limit
     """
     backend = tokenizer.backend
     around = backend.num_special_tokens_to_add(True)
-    encodings = backend.encode_batch([first, *seconds], add_special_tokens=False)
-    # Cutting changes an encoding in place, and the first is in every pair.
-    again = backend.encode_batch([first] * len(seconds), add_special_tokens=False)
-    return [_encoded(tokenizer, *pair, around, limit) for pair in zip(again, encodings[1:], strict=True)]
+    # Cutting changes an encoding in place, and the first is in every pair: each has one of its own.
+    firsts = backend.encode_batch([first] * len(seconds), add_special_tokens=False)
+    others = backend.encode_batch([*seconds], add_special_tokens=False)
+    return [_encoded(tokenizer, *pair, around, limit) for pair in zip(firsts, others, strict=True)]
 
 
 def _encoded(tokenizer: Tokenizer, first: Encoding, second: Encoding | None, around: int, limit: int | None) -> Encoded:

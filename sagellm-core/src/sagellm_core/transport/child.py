@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
@@ -33,6 +34,7 @@ def main() -> int:
     """Serve one core until told to stop; the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), name="parent", daemon=True).start()
     # What is made while loading stays: looking for garbage in it took a tenth of the start.
     gc.disable()
     place = json.loads(sys.stdin.buffer.readline())
@@ -54,6 +56,13 @@ def _named(place: str) -> Callable[..., Any]:
     module, _, name = place.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function
+
+
+def _watch_parent(parent: int) -> None:
+    # Until there is a task the pipe is being read; and a forked sibling may hold its other end open.
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os._exit(PARENT_GONE)
 
 
 def _end_with_parent(parent: int, folder: Path) -> None:

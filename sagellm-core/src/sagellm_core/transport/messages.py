@@ -103,7 +103,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
-    """All that one step, or one abort, brought to one front."""
+    """All that one step, one abort, or grammars that were settled brought to one front."""
 
     outputs: list[CoreOutput]
 

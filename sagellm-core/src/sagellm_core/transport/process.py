@@ -6,6 +6,7 @@ The child's death is noticed by waiting on it, not by silence.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import subprocess
@@ -136,7 +137,8 @@ class ProcessClient:
         reader.start()
         returncode = process.wait()
         reader.join(1.0)  # bounded: a grandchild may hold the pipe open
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a task it never read is still on its way
+            process.stdin.close()
         try:
             loop.call_soon_threadsafe(self._gone, returncode)
         except RuntimeError:

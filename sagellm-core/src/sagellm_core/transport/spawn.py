@@ -5,6 +5,7 @@ Nothing of a threaded parent is forked. Knows nothing of what the two say to eac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -52,7 +53,8 @@ class CoreProcess:
         assert self.process.stdout is not None
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it never read is still on its way
+            self.process.stdin.close()
         self.process.stdout.close()
 
     def _write(self, message: Mapping[str, Any]) -> None:

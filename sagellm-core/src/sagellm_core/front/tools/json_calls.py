@@ -101,7 +101,7 @@ class JSONCalls(ToolParser):
         yield from source.space()
         yield from source.take("]")
 
-    def _members(self, call: _Call) -> Reading[None]:
+    def _members(self, call: _Call, *, within: bool = False) -> Reading[None]:
         source = self._source
         yield from source.take("{")
         yield from source.space()
@@ -110,18 +110,18 @@ class JSONCalls(ToolParser):
             yield from source.space()
             yield from source.take(":")
             yield from source.space()
-            yield from self._member(call, key)
+            yield from self._member(call, key, within=within)
             yield from source.space()
             if (yield from source.accept(",")):
                 yield from source.space()
             elif not (yield from source.comes("}")):
                 raise MalformedError
 
-    def _member(self, call: _Call, key: str) -> Reading[None]:
+    def _member(self, call: _Call, key: str, *, within: bool) -> Reading[None]:
         source = self._source
-        if key == "function" and (yield from source.comes("{")):
-            # OpenAI's own form has the function within the call.
-            yield from self._members(call)
+        if key == "function" and not within and (yield from source.comes("{")):
+            # OpenAI's own form has the function within the call, once.
+            yield from self._members(call, within=True)
         elif key in {"name", "function"} and call.name is None:
             call.name = yield from read_string(source)
             if call.held is not None:
