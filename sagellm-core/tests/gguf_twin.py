@@ -41,8 +41,8 @@ def _common(writer: gguf.GGUFWriter, config: Any) -> None:
         size = head_dim or config.hidden_size // config.num_attention_heads
         writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     window = getattr(config, "sliding_window", None)
-    if window:
-        writer.add_sliding_window(window)
+    if window or config.model_type == "phi3":  # whose converter writes 0 where there is none
+        writer.add_sliding_window(window or 0)
 
 
 def _gemma2(writer: gguf.GGUFWriter, config: Any) -> None:

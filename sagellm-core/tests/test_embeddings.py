@@ -201,6 +201,7 @@ def test_prompts_of_the_checkpoint_stand_before_texts(bert: PreTrainedModel, tmp
         ({"modules": [{"path": "", "type": "a.Transformer"}, {"path": "2_Dense", "type": "a.Dense"}]}, "'Dense'"),
         ({"modules": [{"path": "../other", "type": "a.Pooling"}]}, "../other"),
         ({"1_Pooling/config": {"pooling_mode_max_tokens": True}}, "pooling_mode_max_tokens"),
+        ({"1_Pooling/config": {"pooling_mode": 5}}, "pooling_mode is 5"),
         ({"1_Pooling/config": {"pooling_mode_mean_tokens": True, "include_prompt": False}}, "include_prompt"),
         ({"config_sentence_transformers": {"default_prompt_name": "nope"}}, "nope"),
     ],

@@ -80,6 +80,10 @@ def test_rope_parameters_of_before_transformers_5_read_the_same() -> None:
     assert (old.rope.kind, old.rope.factor, old.rope.original_max_position_embeddings) == ("llama3", 8.0, 32)
 
 
+def test_a_key_that_only_other_families_read_takes_no_positions_away() -> None:
+    assert parse_hf_config({**CONFIG, "position_embedding_type": "absolute"}, "c").rope is not None
+
+
 def test_yarn_lengthens_the_context_it_is_given_beside() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     assert parse_hf_config({**CONFIG, "rope_scaling": scaling}, "c").max_position_embeddings == 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,15 @@ def test_a_checkpoint_of_the_bare_model_is_read_without_its_prefix(
     root = models.ARCHITECTURES[architecture].names.root  # type: ignore[attr-defined]
     bare = Renamed(whole, lambda name: name.removeprefix(f"{root}."))
     np.testing.assert_array_equal(logits(bare, ops), logits(whole, ops))
+
+
+def test_a_head_beside_tied_embeddings_may_be_left_whatever_it_is_called(tmp_path: Path, ops: Backend[Any]) -> None:
+    reference = tiny.make("gpt_neox")
+    folder = tiny.save(reference, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert "embed_out.weight" in open_checkpoint(folder).names()
+    models.load(open_checkpoint(folder), ops, DType.FLOAT32)
 
 
 def test_masks_that_gpt2_checkpoints_hold_are_left_where_they_are(tmp_path: Path, ops: Backend[Any]) -> None:

@@ -71,12 +71,11 @@ class Checkpoint(ABC):
     def refuse_leftovers(self, used: Iterable[str], derived: Sequence[str] = ()) -> None:
         """Raise if there are tensors that a model did not ask for: it would not be the model that was trained.
 
-        Buffers that are derived from the configuration, an output head beside a tied embedding, and layers that
-        predict further tokens may be left over.
+        Buffers that are derived from the configuration and layers that predict further tokens may be left over.
 
         Args:
             used: Names of the tensors that were asked for.
-            derived: Endings of the names of a family's own derived buffers.
+            derived: Endings of the names of what a family derives, buffers of its own or a head that is tied.
 
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming the tensors.
@@ -91,8 +90,7 @@ class Checkpoint(ABC):
         layer = _LAYER.match(name)
         if layer is not None and 0 <= int(layer[1]) - self.config.num_layers < self.config.draft_layers:
             return True
-        derived = name.endswith((".rotary_emb.inv_freq", ".attention.masked_bias"))
-        return derived or (name == "lm_head.weight" and (self.config.tie_word_embeddings or self.config.headless))
+        return name.endswith(".rotary_emb.inv_freq")
 
     @cached_property
     def key(self) -> str:

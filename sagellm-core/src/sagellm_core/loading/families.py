@@ -61,7 +61,7 @@ class Family:
 
     def read(self, values: Mapping[str, Any], source: Any) -> Fields:
         """The file's values by the usual names, defaults filled in."""
-        usual = {self.renamed[key]: value for key, value in values.items() if key in self.renamed}
+        usual = {self.renamed[key]: value for key, value in values.items() if key in self.renamed and value is not None}
         return Fields(source, {**self.defaults, **values, **usual})
 
 
@@ -193,7 +193,7 @@ def _cohere2(fields: Fields, config: ModelConfig) -> Extras:
 
 
 _ENCODER = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "pad_token_id": 0, "max_position_embeddings": 512}
-_DEEPSEEK = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
+_DEEPSEEK = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512, "head_dim": 64}
 _GPT_OSS_ROPE = {
     "rope_type": "yarn",
     "factor": 32.0,

@@ -53,7 +53,7 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         raise unsupported(file.path, "keys and values of different sizes are not offered")
     layers = fields.integer("block_count", maximum=10_000)
     context = fields.integer("context_length")
-    window = fields.integer("attention.sliding_window", None)
+    window = fields.integer("attention.sliding_window", None, minimum=0) or None  # 0 is Phi-4's way to say none
     slides = [window is not None and family.slides(fields, layer) for layer in range(layers)]
     tokens = Fields(file.path, _strip(file.metadata, "tokenizer.ggml."))
     config = ModelConfig(

@@ -18,7 +18,7 @@ _LONGROPE_ONCE: Mapping[str, str] = {"su": "longrope", "yarn": "longrope"}
 """What Phi-3's first releases called it."""
 
 
-def read_ropes(fields: Fields, head_dim: int, positions: int) -> dict[str, RopeConfig | None]:
+def read_ropes(fields: Fields, head_dim: int, positions: int) -> dict[str, RopeConfig]:
     """The rotary embedding of each type of layer; they are one unless the file says otherwise.
 
     Args:
@@ -29,8 +29,6 @@ def read_ropes(fields: Fields, head_dim: int, positions: int) -> dict[str, RopeC
     Raises:
         SageLLMError: ``INVALID_REQUEST`` naming a value that cannot be; ``UNSUPPORTED`` for an unknown kind.
     """
-    if fields.values.get("position_embedding_type") in ("absolute", "relative_key", "relative_key_query"):
-        return {FULL: None, SLIDING: None}
     # transformers 5 keeps everything in rope_parameters; before it, rope_theta stood alone beside rope_scaling.
     table = fields.table("rope_parameters") or fields.table("rope_scaling") or Fields(fields.source, {})
     if any(isinstance(value, Mapping) for value in table.values.values()):

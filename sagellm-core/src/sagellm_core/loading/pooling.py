@@ -194,6 +194,8 @@ def _kind(path: Path) -> PoolingKind:
     if named is None:
         modes = [key for key, value in fields.values.items() if key.startswith("pooling_mode_") and value is True]
         kinds = [_ONE_FLAG_EACH.get(mode) for mode in modes]
+    elif not isinstance(named, (str, list)):
+        raise corrupt(path, f"pooling_mode is {named!r}; it must be a name or a list of names")
     else:
         modes = [str(named)] if isinstance(named, str) else [str(name) for name in named]
         kinds = [_BY_NAME.get(mode) for mode in modes]

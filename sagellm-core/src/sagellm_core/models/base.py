@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 from sagellm_core.layers.attention import build_attention
 from sagellm_core.layers.decoder import MLP, DecoderLayer, Layer, SelfAttention
 from sagellm_core.layers.embedding import InputEmbedding
+from sagellm_core.layers.experts import build_experts
 from sagellm_core.layers.fusion import fuse_layers, fuse_stack
 from sagellm_core.layers.linear import Linear, Sharding, Tensor
 from sagellm_core.layers.mlp import build_mlp
@@ -80,6 +81,7 @@ class Names:
         norm: The final norm, within the root.
         head: The output head, outside the root.
         positions: The table of learned positions, within the root, if any.
+        mlp: What follows attention, within a layer.
         derived: Endings of buffers that checkpoints hold though they follow from the configuration.
     """
 
@@ -89,6 +91,7 @@ class Names:
     norm: str = "norm"
     head: str = "lm_head"
     positions: str | None = None
+    mlp: str = "mlp"
     derived: tuple[str, ...] = ()
 
 
@@ -96,7 +99,7 @@ class DecoderModel:
     """The frame of a decoder-only model, and Llama's way of filling it, from which a family says where it differs.
 
     What numbers can say (biases, windows, multipliers) is the configuration's; a family overrides :attr:`names`,
-    :meth:`norm`, :meth:`attention`, :meth:`mlp` or :meth:`decoder_layer` for what they cannot.
+    :meth:`norm`, :meth:`attention`, :meth:`mlp`, :meth:`experts` or :meth:`decoder_layer` for what they cannot.
 
     Args:
         checkpoint: Configuration and weights.
@@ -133,7 +136,8 @@ class DecoderModel:
         self.head: Linear | None = None
         if not config.headless:
             self.head = Linear(ops, tokens.weight, Sharding.VOCAB) if tied else pack.head(names.head, vocab, width)
-        pack.refuse_leftovers(names.derived)
+        spare = (f"{names.head}.weight",) if tied or config.headless else ()
+        pack.refuse_leftovers((*names.derived, *spare))
         self._stack = fuse_stack(ops, self.embedding, self.layers, self.final_norm)
         self._steps = fuse_layers(ops, self.layers)
         self.weight_bytes = pack.nbytes
@@ -145,7 +149,7 @@ class DecoderModel:
             input_norm=self.norm(pack, f"{name}.input_layernorm"),
             attention=self.attention(pack, f"{name}.self_attn", index),
             post_norm=self.norm(pack, f"{name}.post_attention_layernorm"),
-            mlp=self.mlp(pack, f"{name}.mlp", index),
+            mlp=self.mlp(pack, f"{name}.{self.names.mlp}", index),
             residual_scale=self.config.multipliers.residual,
         )
 
@@ -158,8 +162,15 @@ class DecoderModel:
         return build_attention(pack, self.config, name, index, self.ropes[index])
 
     def mlp(self, pack: Packer, name: str, index: int) -> MLP:
-        """Build the MLP of layer ``index`` out of ``name``: gated."""
+        """Build the MLP of layer ``index`` out of ``name``: experts where the layer has some, else gated."""
+        mixture = self.config.mixture
+        if mixture is not None and mixture.sparse[index]:
+            return self.experts(pack, name)
         return build_mlp(pack, self.config, name)
+
+    def experts(self, pack: Packer, name: str) -> MLP:
+        """Build a layer's experts out of ``name``."""
+        return build_experts(pack, self.config, name)
 
     @property
     def kv_specs(self) -> tuple[KVSpec, ...]:

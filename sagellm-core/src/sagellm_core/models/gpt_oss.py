@@ -22,6 +22,6 @@ class GptOss(DecoderModel):
         sinks = pack.vector(f"{name}.sinks", self.config.num_heads, DType.FLOAT32)
         return build_attention(pack, self.config, name, index, self.ropes[index], sinks=sinks)
 
-    def mlp(self, pack: Packer, name: str, index: int) -> MLP:
-        """Experts with biases."""
+    def experts(self, pack: Packer, name: str) -> MLP:
+        """With biases."""
         return build_experts(pack, self.config, name, router="router", bias=True)

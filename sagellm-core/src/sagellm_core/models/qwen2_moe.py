@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from sagellm_core.layers.decoder import MLP
 from sagellm_core.layers.experts import build_experts
-from sagellm_core.layers.mlp import build_mlp
 from sagellm_core.layers.weights import Packer
 
 from .base import DecoderModel
@@ -13,10 +12,6 @@ from .base import DecoderModel
 class Qwen2MoE(DecoderModel):
     """``Qwen2MoeForCausalLM``."""
 
-    def mlp(self, pack: Packer, name: str, index: int) -> MLP:
-        """Experts, or an MLP in layers that have none."""
-        config = self.config
-        assert config.mixture is not None, "loading states it for this family"
-        if not config.mixture.sparse[index]:
-            return build_mlp(pack, config, name)
-        return build_experts(pack, config, name, shared="shared_expert", shared_gate="shared_expert_gate")
+    def experts(self, pack: Packer, name: str) -> MLP:
+        """With the shared one."""
+        return build_experts(pack, self.config, name, shared="shared_expert", shared_gate="shared_expert_gate")
