@@ -66,6 +66,38 @@ async def test_an_interruption_cleans_up_what_was_awaited_and_leaves_the_task_al
     assert trace == ["cleaned up"]
 
 
+@pytest.mark.parametrize("inner_first", [False, True])
+async def test_of_one_within_another_each_answers_for_its_own_interruption(inner_first: bool) -> None:
+    reached, went_on = asyncio.Event(), asyncio.Event()
+    inside: list[Interruptible[None]] = []
+
+    async def wait() -> None:
+        reached.set()
+        await asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        for _ in range(2):
+            inside.append(Interruptible(wait()))
+            try:
+                await inside[-1]
+            except Interrupted:
+                went_on.set()
+
+    outer = Interruptible(work())
+
+    async def caller() -> str:
+        with pytest.raises(Interrupted):
+            await outer
+        return "over"
+
+    task = asyncio.ensure_future(caller())
+    await _suspended(task, reached)
+    for one in (inside[0], outer) if inner_first else (outer, inside[0]):
+        one.interrupt()
+    assert await asyncio.wait_for(task, 10) == "over"
+    assert went_on.is_set() == inner_first
+
+
 async def test_the_next_item_of_a_stream_can_be_called_off_and_the_stream_then_closed() -> None:
     reached, closed = asyncio.Event(), asyncio.Event()
 

@@ -94,6 +94,17 @@ def test_a_caller_that_leaves_before_the_first_token_frees_the_engine() -> None:
         assert until_engine(gateway, lambda stats: stats.running == 0).cancelled == 1
 
 
+def test_a_caller_that_leaves_within_its_body_is_no_failure_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    with live(mock_plane(text="never")) as gateway:
+        connection = gateway.raw(request()[:-5])
+        gateway.until(lambda: gateway.server._lifecycle.in_flight == 1)
+        connection.close()
+        gateway.until(lambda: gateway.server._lifecycle.in_flight == 0)
+        counted = httpx.get(f"{gateway.url}/metrics").text
+    assert 'route="/v1/chat/completions",status="499"} 1.0' in counted
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_slow_reader_holds_back_what_is_pulled_from_the_plane() -> None:
     plane = ScriptedPlane(endless("x" * 1000))
     with live(lambda: plane) as gateway:

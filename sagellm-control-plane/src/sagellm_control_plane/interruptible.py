@@ -70,8 +70,9 @@ class Interruptible(Generic[T]):
             result: T = done.value
             return result
         except asyncio.CancelledError:
-            # The task may have been cancelled in the same turn of the loop; that is for others to handle.
-            if self._interrupted and _cancellations() == cancellations:
+            # What was not delivered from here is others' to handle: of the task, cancelled in the same turn of the
+            # loop, or of an interruptible around this one.
+            if self._interrupted and not self._undelivered and _cancellations() == cancellations:
                 raise Interrupted from None
             raise
         finally:

@@ -66,19 +66,20 @@ class RenderDesk:
     async def _ask(self, member: Member, request: Request, limit_s: float) -> RenderedPrompt:
         if member.engine is None:
             raise SageLLMError(ErrorCode.UNAVAILABLE, f"engine {member.engine_id} has not started")
-        rendering = Interruptible(member.engine.renderer.render(request), limit_s)
-        # Interrupted too when the engine is found dead.
-        member.renders.add(rendering)
         try:
-            return await rendering
+            rendering = Interruptible(member.engine.renderer.render(request), limit_s)
+            # Interrupted too when the engine is found dead.
+            member.renders.add(rendering)
+            try:
+                return await rendering
+            finally:
+                member.renders.discard(rendering)
         except Interrupted:
             pass
         except SageLLMError:
             raise
         except Exception as error:
             raise broken(member, error) from error
-        finally:
-            member.renders.discard(rendering)
         member.poke.set()
         raise SageLLMError(
             ErrorCode.UNAVAILABLE, f"engine {member.engine_id} did not render a prompt within {limit_s:g} s"

@@ -58,11 +58,15 @@ class EventWriter:
         """Write whole events."""
         async with self._lock:
             self._writing_since = began = self._loop.time()
-            if not self.started:
-                self.started = True
-                await self._send(dict(_START))
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
-            self._last, self._writing_since = began, None
+            try:
+                if not self.started:
+                    self.started = True
+                    await self._send(dict(_START))
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+                self._last = began
+            finally:
+                # A write that was called off no longer stalls: what cleans up after it is not to be ended for that.
+                self._writing_since = None
 
     async def close(self) -> None:
         """End the response."""
@@ -163,7 +167,7 @@ class EventStream(Response):
         try:
             await self._lifecycle.attend(self._write(writer), receive)
         except ClientGoneError:
-            return
+            raise
         except SageLLMError as error:
             if not writer.started:
                 raise

@@ -12,6 +12,7 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sagellm_gateway.errors import error_response
+from sagellm_gateway.lifecycle import ClientGoneError
 from sagellm_gateway.metrics import Meters
 from sagellm_protocol import ErrorCode, SageLLMError
 
@@ -57,6 +58,8 @@ class Envelope:
         self._meters.http_in_flight.inc()
         try:
             await self._app(scope, receive, answer)
+        except ClientGoneError:
+            pass  # nobody is there to be told; the count says so
         except Exception:  # noqa: BLE001 - the one place that catches all: a caller must be answered, and the log know
             _log.exception("request %s %s %s failed", request_id, scope["method"], scope["path"])
             if not status:

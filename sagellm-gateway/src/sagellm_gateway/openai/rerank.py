@@ -42,26 +42,16 @@ class RerankBody(Body):
         "rank_fields": Refused((["text"],), "of a document that is an object its text is read"),
     }
 
-    def texts(self, most: int) -> tuple[str, ...]:
-        """The documents' texts: each stands alone, or as ``text`` of an object.
-
-        Args:
-            most: Most documents that one request may have.
-
-        Raises:
-            SageLLMError: ``INVALID_REQUEST`` for another form, none, or too many.
-        """
-        if self.top_n is not None and self.top_n < 1:
-            raise invalid("top_n", f"must be at least 1 (got {self.top_n})")
-        return _texts(self.documents, "documents", most)
-
     def request(self, model: str, request_id: str, trace_id: str, most: int) -> ScoreRequest:
         """As the contract has it; arguments as those of an embedding.
 
         Raises:
             SageLLMError: ``INVALID_REQUEST`` in the API's names.
         """
-        return _score_request(self, model, request_id, trace_id, self.query, self.texts(most), {})
+        if self.top_n is not None and self.top_n < 1:
+            raise invalid("top_n", f"must be at least 1 (got {self.top_n})")
+        texts = _texts(self.documents, "documents", most)
+        return _score_request(self, model, request_id, trace_id, self.query, texts, RERANK_NAMES)
 
 
 class ScoreBody(Body):
@@ -91,22 +81,22 @@ RERANK_NAMES: Mapping[str, str] = {}
 SCORE_NAMES: Mapping[str, str] = {"query": "text_1", "documents": "text_2"}
 
 
-def rerank_answer(response: ScoreResponse, body: RerankBody, request_id: str, texts: tuple[str, ...]) -> dict[str, Any]:
+def rerank_answer(response: ScoreResponse, body: RerankBody, asked: ScoreRequest) -> dict[str, Any]:
     """Jina's JSON of scores: the best first, as many as were asked for."""
     best = sorted(range(len(response.scores)), key=lambda index: -response.scores[index])
     results: list[dict[str, Any]] = []
     for index in best[: body.top_n]:
         result: dict[str, Any] = {"index": index, "relevance_score": response.scores[index]}
         if body.return_documents:
-            result["document"] = {"text": texts[index]}
+            result["document"] = {"text": asked.documents[index]}
         results.append(result)
-    return {"id": request_id, "model": response.model, "results": results, "usage": _usage(response)}
+    return {"id": asked.request_id, "model": response.model, "results": results, "usage": _usage(response)}
 
 
-def score_answer(response: ScoreResponse, request_id: str) -> dict[str, Any]:
+def score_answer(response: ScoreResponse, body: ScoreBody, asked: ScoreRequest) -> dict[str, Any]:
     """Scores as vLLM's API has them, in the order of the texts."""
     return {
-        "id": request_id,
+        "id": asked.request_id,
         "object": "list",
         "created": int(time.time()),
         "model": response.model,

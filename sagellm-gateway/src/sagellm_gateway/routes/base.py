@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
@@ -32,7 +32,7 @@ async def json_body(request: Request) -> bytes:
 
     Raises:
         HTTPException: 415 for another kind, 408 for one that does not come.
-        ClientDisconnect: The caller left before it was complete.
+        ClientGoneError: The caller left before it was complete.
     """
     for name, value in request.scope["headers"]:
         if name == b"content-type":
@@ -62,7 +62,7 @@ async def _whole(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnect
+            raise ClientGoneError
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -78,7 +78,7 @@ def answer(value: Any) -> Response:
 async def attended(
     gateway: Gateway, request: Request, work: Coroutine[Any, Any, T], say: Callable[[T], Any]
 ) -> Response:
-    """Answer with what ``work`` comes to; a caller that leaves cancels it.
+    """Answer with what ``work`` comes to; a caller that leaves cancels it, and nobody is answered.
 
     Args:
         gateway: Who serves.
@@ -86,11 +86,7 @@ async def attended(
         work: What is done.
         say: Its result as JSON.
     """
-    try:
-        return answer(say(await gateway.lifecycle.attend(work, request.receive)))
-    except ClientGoneError:
-        # Nobody reads this; it only lets the count of answers say what happened.
-        return Response(status_code=499)
+    return answer(say(await gateway.lifecycle.attend(work, request.receive)))
 
 
 def event_stream(gateway: Gateway, produce: Callable[[EventWriter], Awaitable[None]]) -> EventStream:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,40 +20,40 @@ from sagellm_gateway.openai.rerank import (
     rerank_answer,
     score_answer,
 )
+from sagellm_protocol import ScoreRequest, ScoreResponse
 from sagellm_protocol.features import SCORE
 
 from .base import attended, json_body, takes, worded
 
 router = APIRouter()
+AnyScoreBody = TypeVar("AnyScoreBody", RerankBody, ScoreBody)
+
+
+async def _scored(
+    request: Request,
+    kind: type[AnyScoreBody],
+    prefix: str,
+    names: Mapping[str, str],
+    say: Callable[[ScoreResponse, AnyScoreBody, ScoreRequest], dict[str, Any]],
+) -> Response:
+    gateway = gateway_of(request)
+    body = parse(kind, await json_body(request))
+    model = await gateway.served(body.model, SCORE)
+    wanted = body.request(model, mint(prefix), trace_of(request), gateway.settings.max_embedding_inputs)
+    with worded(names):
+        return await attended(
+            gateway, request, gateway.plane.score(wanted), lambda response: say(response, body, wanted)
+        )
 
 
 @router.post("/v1/rerank", openapi_extra=takes(RerankBody), response_model=None)
 @router.post("/v2/rerank", openapi_extra=takes(RerankBody), response_model=None)
 async def rerank(request: Request) -> Response:
     """Put documents in order of how well they answer a query."""
-    gateway = gateway_of(request)
-    body = parse(RerankBody, await json_body(request))
-    model = await gateway.served(body.model, SCORE)
-    request_id = mint("rerank")
-    wanted = body.request(model, request_id, trace_of(request), gateway.settings.max_embedding_inputs)
-    with worded(RERANK_NAMES):
-        return await attended(
-            gateway,
-            request,
-            gateway.plane.score(wanted),
-            lambda response: rerank_answer(response, body, request_id, wanted.documents),
-        )
+    return await _scored(request, RerankBody, "rerank", RERANK_NAMES, rerank_answer)
 
 
 @router.post("/v1/score", openapi_extra=takes(ScoreBody), response_model=None)
 async def score(request: Request) -> Response:
     """Say how well each text goes with another."""
-    gateway = gateway_of(request)
-    body = parse(ScoreBody, await json_body(request))
-    model = await gateway.served(body.model, SCORE)
-    request_id = mint("score")
-    wanted = body.request(model, request_id, trace_of(request), gateway.settings.max_embedding_inputs)
-    with worded(SCORE_NAMES):
-        return await attended(
-            gateway, request, gateway.plane.score(wanted), lambda response: score_answer(response, request_id)
-        )
+    return await _scored(request, ScoreBody, "score", SCORE_NAMES, score_answer)
