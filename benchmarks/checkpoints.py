@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,15 @@ def bf16_folder(folder: Path, *, model: str = DEFAULT_MODEL, off_grid: bool = Fa
     if off_grid:
         with torch.no_grad():
             leave_the_grid(found)
-    # The configuration comes last: it says that the folder is whole.
-    transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    found.to(torch.bfloat16).save_pretrained(folder)
+    # Made aside and moved into place whole: one that is broken off is not taken for the folder.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / folder.name
+        transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(made)
+        found.to(torch.bfloat16).save_pretrained(made)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        made.rename(folder)
     return folder
 
 

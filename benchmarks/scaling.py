@@ -110,7 +110,7 @@ def tables(found: Scaling) -> str:
     """Both tables in Markdown, after a line that says what was run."""
     parts = [
         f"{found.machine}; {found.date}; {found.model} ({found.dtype}), {found.threads} threads;"
-        f" medians of {found.rounds} rounds."
+        f" {'one round' if found.rounds == 1 else f'medians of {found.rounds} rounds'}."
     ]
     if found.streams:
         named = f"streams (prompt {STREAM_PROMPT}, output {STREAM_OUTPUT})"

@@ -72,13 +72,19 @@ def time_line(*command: str) -> float:
 def time_served(model: str) -> float:
     """Seconds from starting a server to the first piece of a streamed answer, asked for as soon as it is ready."""
     begin = time.perf_counter()
-    with process(*SAGELLM, "serve", model, "--port", "8893") as _:
-        base = "http://127.0.0.1:8893"
+    with process(*SAGELLM, "serve", model, "--port", "0", "--json") as server:
+        said = json.loads(heard(server))
+        base = said["url"].removesuffix("/v1")
         while not ready(base):
             if time.perf_counter() - begin > PATIENCE_S:
                 raise SystemExit("the server did not become ready")
             time.sleep(POLL_S)
-        body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        body = {
+            "model": said["model"],
+            "stream": True,
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 4,
+        }
         request = urllib.request.Request(
             base + "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )

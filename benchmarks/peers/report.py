@@ -25,6 +25,8 @@ def tables(results: Results) -> str:
         parts.append(compared)
     if results.torch_import_mb is not None:
         parts.append(f"Of SageLLM's memory, importing torch takes {results.torch_import_mb:,.0f} MB.")
+    if any(row.median(name) is None and name not in row.failures for row in results.rows for name in COLUMNS):
+        parts.append(f"{NOTHING}: not measured.")
     parts += notes
     return "\n\n".join(parts)
 
