@@ -99,6 +99,75 @@ def test_the_lowest_priority_is_preempted_before_the_newest() -> None:
     assert harness.endings[1, 0].preemptions == 0
 
 
+def test_a_more_urgent_arrival_takes_the_slot_of_the_least_urgent() -> None:
+    harness = Harness(max_num_seqs=2)
+    harness.add(0, prompt(0, 4), 12, priority=1)
+    harness.add(1, prompt(1, 4), 12, priority=2)
+    harness.step()
+    harness.add(2, prompt(2, 4), 3)
+    harness.step()
+    assert harness.tokens[2, 0], "it waited for a slot"
+    harness.run()
+    assert [ticket for ticket, _ in harness.endings] == [2, 0, 1]
+    assert [harness.endings[ticket, 0].preemptions for ticket in range(3)] == [0, 1, 0]
+    for ticket, count in ((0, 12), (1, 12), (2, 3)):
+        assert harness.tokens[ticket, 0] == alone(prompt(ticket, 4), count)
+
+
+def test_a_more_urgent_arrival_takes_the_blocks_it_lacks_and_no_more() -> None:
+    harness = Harness(num_blocks=10, max_model_len=40, max_num_batched_tokens=64)
+    for ticket in range(3):
+        harness.add(ticket, prompt(ticket, 9), 3, priority=1)  # three blocks each
+    harness.step()
+    harness.add(3, prompt(3, 20), 1)  # five blocks, of which one is free
+    harness.step()
+    assert harness.tokens[3, 0]
+    harness.run()
+    assert [harness.endings[ticket, 0].preemptions for ticket in range(4)] == [0, 1, 1, 0]
+
+
+def test_nobody_is_preempted_for_an_arrival_that_would_not_fit_all_the_same() -> None:
+    harness = Harness(num_blocks=9, max_model_len=36)
+    harness.add(0, prompt(0, 16), 4)
+    harness.add(1, prompt(1, 8), 4, priority=2)
+    harness.step()
+    harness.add(2, prompt(2, 24), 1, priority=1)
+    harness.run()
+    assert [harness.endings[ticket, 0].preemptions for ticket in range(3)] == [0, 0, 0]
+
+
+def test_an_arrival_that_is_as_urgent_preempts_nobody() -> None:
+    harness = Harness(max_num_seqs=1)
+    harness.add(0, prompt(0, 4), 6)
+    harness.step()
+    harness.add(1, prompt(1, 4), 1)
+    harness.run()
+    assert [ticket for ticket, _ in harness.endings] == [0, 1]
+    assert harness.core.stats().preemptions == 0
+
+
+def test_a_long_prefill_sits_out_the_step_of_a_more_urgent_arrival() -> None:
+    harness = Harness(max_num_batched_tokens=8)
+    harness.add(0, prompt(0, 40), 2, priority=1)
+    harness.step()
+    harness.add(1, prompt(1, 6), 1)
+    harness.step()
+    assert harness.tokens[1, 0] == alone(prompt(1, 6), 1)
+    harness.run()
+    assert harness.tokens[0, 0] == alone(prompt(0, 40), 2)
+    assert harness.core.stats().preemptions == 0
+
+
+def test_the_urgent_always_get_on_and_the_rest_ends_too() -> None:
+    harness = Harness(num_blocks=8, max_num_seqs=2, max_model_len=32)
+    for ticket in range(12):
+        harness.add(ticket, prompt(ticket, 6), 12, priority=-ticket)
+        harness.step()
+    harness.run()
+    for ticket in range(12):
+        assert harness.tokens[ticket, 0] == alone(prompt(ticket, 6), 12)
+
+
 def test_a_shared_prefix_is_found_and_the_last_token_is_computed_all_the_same() -> None:
     harness = Harness()
     tokens = prompt(1, 16)

@@ -91,10 +91,8 @@ class BlockManager:
         needed = self._blocks_for(len(sequence.tokens))
         hit = self._longest_hit(sequence)
         shared = [self._shared(sequence, group, hit) for group in range(len(self.pools))]
-        for pool, table in zip(self.pools, shared, strict=True):
-            woken = sum(1 for block_id in table if block_id != GONE and pool.is_idle(block_id))
-            if pool.available - woken < needed - hit + spare:
-                return None
+        if any(missing > -spare for missing in self._missing(shared, needed - hit)):
+            return None
         for pool, table in zip(self.pools, shared, strict=True):
             pool.take(block_id for block_id in table if block_id != GONE)
             table.extend(pool.allocate(needed - hit))
@@ -106,6 +104,34 @@ class BlockManager:
             self.queried_tokens += sequence.prompt_len
             self.hit_tokens += sequence.num_computed
         return [self._named(table, hit) for table in shared]
+
+    def lacking(self, sequence: Sequence) -> list[int]:
+        """How many blocks each group lacks to admit a sequence; what it has to spare counts below zero."""
+        hit = self._longest_hit(sequence)
+        shared = [self._shared(sequence, group, hit) for group in range(len(self.pools))]
+        return self._missing(shared, self._blocks_for(len(sequence.tokens)) - hit)
+
+    def would_free(self, holders: Iterable[Sequence], sequence: Sequence, lacking: list[int]) -> bool:
+        """Whether a sequence could be admitted if some that hold blocks let go of them.
+
+        Args:
+            holders: They run.
+            sequence: It waits; what it would share with them stays in use.
+            lacking: What :meth:`lacking` says of it.
+        """
+        hit = self._longest_hit(sequence)
+        held: list[Counter[int]] = [Counter() for _ in self.pools]
+        for holder in holders:
+            for counter, table in zip(held, holder.tables, strict=True):
+                counter.update(block_id for block_id in table if block_id != GONE)
+        for group, (pool, counter) in enumerate(zip(self.pools, held, strict=True)):
+            kept = set(self._shared(sequence, group, hit))
+            freed = sum(
+                1 for block_id, count in counter.items() if block_id not in kept and pool.holders(block_id) == count
+            )
+            if freed < lacking[group]:
+                return False
+        return True
 
     def extend(self, sequence: Sequence, num_tokens: int) -> list[list[int]] | None:
         """Give a running sequence the blocks it lacks for its first ``num_tokens`` tokens.
@@ -181,6 +207,14 @@ class BlockManager:
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
+
+    def _missing(self, shared: list[list[int]], new: int) -> list[int]:
+        """For each group, how many blocks are missing to hold ``new`` ones beside those that are ``shared``."""
+        missing = []
+        for pool, table in zip(self.pools, shared, strict=True):
+            woken = sum(1 for block_id in table if block_id != GONE and pool.is_idle(block_id))
+            missing.append(new - pool.available + woken)
+        return missing
 
     def _publish(self, sequence: Sequence, until: int) -> None:
         for index in range(sequence.published, until):

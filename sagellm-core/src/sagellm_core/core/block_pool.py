@@ -79,6 +79,10 @@ class BlockPool:
         """Whether taking this block lowers :attr:`available`."""
         return block_id in self._cached
 
+    def holders(self, block_id: int) -> int:
+        """How many hold this block; a lease counts as one more that will not let go."""
+        return self._references[block_id] + (block_id in self._leases)
+
     def take(self, block_ids: Iterable[int]) -> None:
         """Hold blocks that :meth:`find` gave."""
         references, leases = self._references, self._leases

@@ -34,6 +34,14 @@ class NoBlocks:
         """No blocks, which is enough."""
         return []
 
+    def lacking(self, sequence: Sequence) -> list[int]:
+        """In no group is anything missing."""
+        return []
+
+    def would_free(self, holders: Iterable[Sequence], sequence: Sequence, lacking: list[int]) -> bool:
+        """There is always room."""
+        return True
+
     def extend(self, sequence: Sequence, num_tokens: int) -> list[list[int]]:
         """No blocks, which is enough."""
         return []

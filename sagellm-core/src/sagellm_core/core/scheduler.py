@@ -4,7 +4,9 @@ Policy. Running sequences that decode come first, one token each; then running p
 then waiting sequences in order of service, as long as a few blocks stay for those who run. A sequence that cannot be
 given a block takes it from the last in order of service, which is recomputed later. The first in order is never
 preempted for another, so it always gets on; alone it ends when the pool does. Admission takes the blocks of all known
-tokens at once, so prefills never compete half-way.
+tokens at once, so prefills never compete half-way. One that waits and is more urgent than some that run takes the slot
+and the blocks it lacks from the least urgent of them, the newest first, if all of those together have enough; one that
+is as urgent never does, whenever it came.
 
 Holds no tensors, calls no executor; plain integers in, a :class:`~.plan.StepPlan` out.
 """
@@ -117,7 +119,7 @@ class Scheduler:
         draft = _Draft(self._budget)
         if self.running:
             self._go_on(draft)
-        if self._slots and len(self.waiting):
+        if self._slots or self._outranked(self.waiting.head):
             self._admit(draft)
         if not draft.rows and not draft.ended:
             return None
@@ -169,20 +171,22 @@ class Scheduler:
         return blocks
 
     def _admit(self, draft: _Draft) -> None:
-        slots = len(self._slots)
-        for sequence in self.waiting:
-            if draft.budget < (sequence.uncomputed if self._whole else 1) or len(draft.admitted) == slots:
-                break
+        # A copy: those that are preempted here begin to wait.
+        for sequence in tuple(self.waiting):
             if self._waits_for_leader(sequence):
                 continue
-            blocks = self.blocks.admit(sequence, self._spare if self.running or draft.admitted else 0)
+            if not self._budget_for(sequence, draft):
+                break
+            if not self._slots and not self._make_way(sequence, draft):
+                break
+            blocks = self._blocks_to_start(sequence, draft)
             if blocks is None:
                 break
+            self.waiting.remove(sequence)
+            self._seat(sequence)
             draft.admitted.append(sequence)
             draft.give(sequence, min(sequence.uncomputed, draft.budget), blocks)
         for sequence in draft.admitted:
-            self.waiting.remove(sequence)
-            self._seat(sequence)
             draft.added.append(
                 NewSequence(
                     sequence.slot,
@@ -192,6 +196,47 @@ class Scheduler:
                     sequence.pooled,
                 )
             )
+
+    def _blocks_to_start(self, sequence: Sequence, draft: _Draft) -> list[list[int]] | None:
+        """Blocks for a sequence that waits, at the expense of less urgent ones; ``None`` when it is to wait on."""
+        blocks = self.blocks.admit(sequence, self._spare if self.running else 0)
+        if blocks is None and self._outranked(sequence):
+            # What those who run may need next, the least urgent of them can give.
+            blocks = self.blocks.admit(sequence)
+            if blocks is None and self._make_way(sequence, draft):
+                blocks = self.blocks.admit(sequence)
+        return blocks
+
+    def _budget_for(self, sequence: Sequence, draft: _Draft) -> bool:
+        """Whether the step has tokens left for a sequence that waits; less urgent prefills sit the step out for it."""
+        needed = sequence.uncomputed if self._whole else 1
+        for other in reversed(self.running):
+            if draft.budget >= needed or other.key[0] <= sequence.key[0]:
+                break
+            # A row with new blocks stays: the executor is to hear of them.
+            if draft.rows.get(other, 0) > 1 and other not in draft.blocks:
+                draft.take_back(other)
+        return draft.budget >= needed
+
+    def _make_way(self, sequence: Sequence, draft: _Draft) -> bool:
+        """Preempt as few less urgent sequences as give ``sequence`` room, from the last in order on; or none."""
+        lacking = self.blocks.lacking(sequence)
+        victims: list[Sequence] = []
+        while len(victims) < len(self.running) and self.running[-1 - len(victims)].key[0] > sequence.key[0]:
+            victims.append(self.running[-1 - len(victims)])
+            if self.blocks.would_free(victims, sequence, lacking):
+                break
+        else:
+            return False
+        for victim in victims:
+            draft.take_back(victim)
+            self._preempt(victim)
+            draft.preempted.append(victim)
+        return True
+
+    def _outranked(self, sequence: Sequence | None) -> bool:
+        """Whether some that run are less urgent than one that waits."""
+        return sequence is not None and bool(self.running) and sequence.key[0] < self.running[-1].key[0]
 
     def _waits_for_leader(self, sequence: Sequence) -> bool:
         leader = sequence.leader

@@ -29,6 +29,11 @@ class WaitingQueue:
         """From the head; not to be changed while iterated."""
         return reversed(self._sequences)
 
+    @property
+    def head(self) -> Sequence | None:
+        """The first in order of service."""
+        return self._sequences[-1] if self._sequences else None
+
     def add(self, sequence: Sequence) -> None:
         """Put it where its key belongs."""
         insort(self._sequences, sequence, key=_latest_first)
