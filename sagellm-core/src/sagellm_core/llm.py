@@ -151,6 +151,38 @@ class LLM:
             [{"messages": tuple(conversation), **fields} for conversation in conversations], sampling_params, progress
         )
 
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        beam_width: int,
+        n: int | None = None,
+        progress: bool = True,
+        **params: Any,
+    ) -> list[Response]:
+        """Find the likeliest continuations of prompts, as ``transformers`` does with ``num_beams`` and no sampling.
+
+        Args:
+            prompts: As for :meth:`generate`.
+            beam_width: Sequences that are followed at once.
+            n: How many of the best to return; all of them when absent.
+            progress: As for :meth:`generate`.
+            params: Further fields of :class:`~sagellm_protocol.sampling.SamplingParams`: ``max_tokens``,
+                ``length_penalty``, ``early_stopping``, ``ignore_eos``, ``stop_token_ids``, ``logprobs``, …
+
+        Returns:
+            An answer a prompt, in their order; its ``outputs`` are best first, each with its ``score``.
+
+        Raises:
+            SageLLMError: As for :meth:`generate`; ``INVALID_REQUEST`` for what a search does not go by.
+        """
+        asked = {"temperature": 0.0, "beam_width": beam_width, "n": beam_width if n is None else n, **params}
+        try:
+            sampling = SamplingParams.model_validate(asked)
+        except ValidationError as error:
+            raise SageLLMError.from_validation(error) from error
+        return self.generate(prompts, sampling, progress=progress)
+
     def embed(
         self,
         inputs: Prompt | Sequence[Prompt],

@@ -87,6 +87,11 @@ class StartEvent(Report):
     request_id: str
     prompt_tokens: int = Field(ge=0)
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    """One for each prompt token, when asked for; ``None`` for the first, which follows nothing."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    """When asked for."""
+    first_token: str | None = None
+    """Text of the first prompt token, beside ``prompt_logprobs``."""
 
 
 class DeltaEvent(Report):
@@ -116,6 +121,8 @@ class ChoiceEnd(Report):
     finish_reason: FinishReason
     stop_reason: str | int | None = None
     """The stop string or stop token id that was met; absent for the model's own end-of-text."""
+    score: float | None = None
+    """With beam search: the sequence's log-probability over its length to the power of ``length_penalty``."""
 
 
 class EndEvent(Report):

@@ -31,12 +31,14 @@ ADAPTER = "adapter"
 CACHE_SALT = "cache_salt"
 KV_TRANSFER = "kv_transfer"
 DIMENSIONS = "dimensions"
+BEAM_SEARCH = "beam_search"
 
 ALL = frozenset(
     {
         *(GENERATE, EMBED, SCORE, CHAT, CHAT_TEMPLATE, REASONING_EFFORT, TOOLS, TOOL_CHOICE),
         *(STRUCTURED_OUTPUT, LOGPROBS, PROMPT_LOGPROBS, LOGIT_BIAS),
         *(ALLOWED_TOKEN_IDS, BAD_WORDS, ECHO, ADAPTER, CACHE_SALT, KV_TRANSFER, DIMENSIONS),
+        BEAM_SEARCH,
     }
 )
 """Every feature this version has a name for."""
@@ -55,6 +57,7 @@ _IN_REQUEST: tuple[tuple[str, str, Callable[[Request], bool]], ...] = (
     (ALLOWED_TOKEN_IDS, "sampling.allowed_token_ids", lambda r: r.sampling.allowed_token_ids is not None),
     (BAD_WORDS, "sampling.bad_words", lambda r: bool(r.sampling.bad_words)),
     (ECHO, "echo", lambda r: r.echo),
+    (BEAM_SEARCH, "sampling.beam_width", lambda r: r.sampling.beam_width is not None),
     (CACHE_SALT, "cache_salt", lambda r: r.cache_salt is not None),
     (KV_TRANSFER, "kv_transfer", lambda r: r.kv_transfer is not None),
 )

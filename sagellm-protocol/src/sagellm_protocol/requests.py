@@ -178,6 +178,8 @@ class Request(_Routed):
     sampling: SamplingParams = SamplingParams.model_construct()
     echo: bool = False
     """Put the prompt's text before the output's."""
+    return_token_ids: bool = False
+    """Report the prompt's token ids; those of the output are reported anyway."""
     stream: bool = False
     cache_salt: str | None = None
     kv_transfer: KVTransfer | None = None
@@ -200,7 +202,15 @@ class Request(_Routed):
             raise ValueError(f"tool_choice names {wanted!r}, which is not among the tools ({known})")
         if self.tool_choice == "required" and not self.tools:
             raise ValueError("tool_choice is required, and there are no tools")
+        if self.sampling.beam_width is not None:
+            self._check_search()
         return self
+
+    def _check_search(self) -> None:
+        if self.stream:
+            raise ValueError("beam search knows its best sequences at the end: it needs stream=false")
+        if self.structured is not None or self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool):
+            raise ValueError("beam search follows no form: leave out structured, and tool_choice at 'auto' or 'none'")
 
 
 class EmbedRequest(_Routed):

@@ -36,6 +36,8 @@ class Output(Report):
     logprobs: tuple[PositionLogprobs, ...] | None = None
     finish_reason: FinishReason
     stop_reason: str | int | None = None
+    score: float | None = None
+    """Beam search's, as in ``ChoiceEnd``."""
 
 
 class Response(Report):
@@ -46,6 +48,9 @@ class Response(Report):
     model: str
     outputs: tuple[Output, ...] = Field(min_length=1)
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    first_token: str | None = None
+    """Text of the first prompt token, beside ``prompt_logprobs``."""
     usage: Usage
     metrics: Metrics = Metrics.model_construct()
     timestamps: Timestamps = Timestamps.model_construct()
@@ -169,6 +174,7 @@ class ResponseBuilder:
                     logprobs=None if choice.logprobs is None else tuple(choice.logprobs),
                     finish_reason=end.finish_reason,
                     stop_reason=end.stop_reason,
+                    score=end.score,
                 )
             )
         return Response(
@@ -177,6 +183,8 @@ class ResponseBuilder:
             model=self._model,
             outputs=tuple(outputs),
             prompt_logprobs=self._start.prompt_logprobs if self._start else None,
+            prompt_token_ids=self._start.prompt_token_ids if self._start else None,
+            first_token=self._start.first_token if self._start else None,
             usage=self._end.usage,
             metrics=self._end.metrics,
             timestamps=self._end.timestamps,

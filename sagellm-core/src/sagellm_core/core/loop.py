@@ -168,7 +168,8 @@ class EngineCore:
             )
             sequence.times.added = now
             sequences.append(sequence)
-        self._prompt_tokens += length
+        if not request.goes_on:
+            self._prompt_tokens += length
         self._enter(number, origin, request.ticket, sequences, request.sampling.grammar)
 
     def add_pooled(self, request: PoolRequest, origin: Hashable = None) -> None:

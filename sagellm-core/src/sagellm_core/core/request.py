@@ -22,6 +22,7 @@ class CoreRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         sampling: How tokens are chosen; its seed is replaced by each of ``seeds``.
         priority: Lower is served sooner.
         cache_salt: Shares prefixes with requests of the same salt only.
+        goes_on: The prompt is one that was counted before, and what was made of it.
     """
 
     ticket: int
@@ -31,6 +32,7 @@ class CoreRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     sampling: TokenSampling = TokenSampling()
     priority: int = 0
     cache_salt: str | None = None
+    goes_on: bool = False
 
 
 class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -35,11 +35,12 @@ class Choice:
         num_tokens: Tokens counted so far; those after a stop string are not.
         num_reasoning: How many of them are reasoning, the marks around it included.
         stop: The stop string that was met.
-        enough: What was wanted is there, and what the core still sends is dropped: a stop string was met, or the one
-            call that was wanted is complete.
+        enough: What was wanted is there, and what the core still sends is dropped: a stop string was met, the one
+            call that was wanted is complete, or no token was wanted at all.
         first_s, last_s: When its first and its latest tokens came; monotonic seconds.
         longest_gap_s: Longest time between two arrivals of tokens.
         ending: How it ended in the core, once it has.
+        score: Beam search's, if it is the result of one.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Choice:
         self.num_tokens = 0
         self.num_reasoning = 0
         self.stop: str | None = None
-        self.enough = False
+        self.enough = params.max_tokens == 0
+        self.score: float | None = None
         self.first_s: float | None = None
         self.last_s: float | None = None
         self.longest_gap_s = 0.0
@@ -107,9 +109,18 @@ class Choice:
         assert self.ending is not None
         token = self.ending.stop_token
         reason = self.stop if self.stop is not None else token if token in self._params.stop_token_ids else None
-        return ChoiceEnd(index=self.index, finish_reason=self._finish_reason(self.ending.finish), stop_reason=reason)
+        if self._params.max_tokens == 0:
+            reason = None  # of a token that nobody was to see
+        return ChoiceEnd(
+            index=self.index,
+            finish_reason=self._finish_reason(self.ending.finish),
+            stop_reason=reason,
+            score=self.score,
+        )
 
     def _finish_reason(self, finish: Finish) -> FinishReason:
+        if self._params.max_tokens == 0:
+            return FinishReason.LENGTH
         if not self.enough and finish is not Finish.STOP:
             return FinishReason.LENGTH
         # A call that a stop string broke off is not to be made.

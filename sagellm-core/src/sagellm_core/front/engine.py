@@ -45,6 +45,7 @@ from .offers import capabilities, offered_features
 from .pooled import PooledJob, Values, cosines
 from .renderer import OFFLOAD_CHARACTERS, PromptRenderer
 from .sampling import choice_seeds, resolve_sampling
+from .search import SearchJob, search_of, tickets_of
 
 logger = logging.getLogger(__name__)
 
@@ -456,6 +457,12 @@ class FrontEngine:
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
         left_s = self._time_left(request, queued_s)
         parsing = None if self._form is None else self._form.parsing(request, prompt)
+        if params.beam_width is not None:
+            search = search_of(params, sampling, core.max_model_len - len(prompt.token_ids), core.vocab_size)
+            searching = SearchJob(request, prompt, tokenizer, self._tickets, queued_s, parsing, search, core.vocab_size)
+            self._extend(searching)
+            self._note(searching, left_s)
+            return searching
         job = Job(request, prompt, tokenizer, next(self._tickets), queued_s, parsing, constraint)
         # Before it is noted: what cannot be sent must leave nothing behind, and answers come in a later turn.
         link.add(
@@ -463,7 +470,8 @@ class FrontEngine:
                 ticket=job.ticket,
                 prompt=list(prompt.token_ids),
                 seeds=choice_seeds(seed, params.n),
-                max_tokens=params.max_tokens or core.max_model_len,
+                # One token is drawn also where none is wanted, and nobody is told.
+                max_tokens=core.max_model_len if params.max_tokens is None else max(1, params.max_tokens),
                 sampling=sampling,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
@@ -471,6 +479,13 @@ class FrontEngine:
         )
         self._note(job, left_s)
         return job
+
+    def _extend(self, search: SearchJob) -> None:
+        """Have the core do what a search asks for next, if anything."""
+        assert self._link is not None
+        for extension in search.extensions():
+            self._link.add(extension)
+            self._jobs[extension.ticket] = search
 
     def _submit_pooled(
         self, request: EmbedRequest | ScoreRequest, inputs: Sequence[Encoded], how: Pooled, queued_s: float
@@ -511,6 +526,10 @@ class FrontEngine:
             logger.exception("cannot make events of request %s", job.request.request_id)
             self._fail(job, SageLLMError(ErrorCode.INTERNAL, f"the output cannot be told: {error}"))
             return
+        if isinstance(job, SearchJob):
+            if output.ticket not in job.extending:
+                del self._jobs[output.ticket]
+            self._extend(job)
         if job.outcome is RequestEnding.COMPLETED:
             self._forget(job)
         elif job.outcome is not None:
@@ -543,12 +562,15 @@ class FrontEngine:
     def _leave(self, job: Job | PooledJob) -> None:
         """Have the core forget a job that ended here before it did there."""
         if self._link is not None:
-            self._link.abort(job.ticket)
+            for ticket in (job.ticket, *tickets_of(job)):
+                self._link.abort(ticket)
         self._forget(job)
 
     def _forget(self, job: Job | PooledJob) -> None:
         if self._jobs.pop(job.ticket, None) is None:
             return
+        for ticket in tickets_of(job):
+            self._jobs.pop(ticket, None)
         assert job.outcome is not None
         self._ended[job.outcome] += 1
         del self._by_id[job.request.request_id]

@@ -143,6 +143,10 @@ class Job:
                 request_id=request.request_id,
                 prompt_tokens=len(prompt.token_ids),
                 prompt_logprobs=self._reported_prompt_logprobs(),
+                prompt_token_ids=prompt.token_ids if request.return_token_ids else None,
+                first_token=None
+                if request.sampling.prompt_logprobs is None
+                else self._tokenizer.token_bytes(prompt.token_ids[0]).decode(errors="replace"),
             )
         )
         if request.echo:
@@ -200,7 +204,8 @@ class Job:
         timed = [
             (choice.last_s - choice.first_s, choice.num_tokens - 1)
             for choice in self._choices
-            if choice.first_s is not None and choice.last_s is not None and choice.num_tokens > 1
+            # Tokens that came all at once say nothing of the time between them.
+            if choice.first_s is not None and choice.last_s is not None and choice.last_s > choice.first_s
         ]
         after_first = sum(tokens for _, tokens in timed)
         took_s = finished_s - self._queued_s

@@ -15,7 +15,7 @@ _OF_GENERATION = frozenset(
     {
         *(features.GENERATE, features.LOGPROBS, features.PROMPT_LOGPROBS, features.LOGIT_BIAS),
         *(features.ALLOWED_TOKEN_IDS, features.BAD_WORDS, features.ECHO, features.CACHE_SALT),
-        features.STRUCTURED_OUTPUT,
+        *(features.STRUCTURED_OUTPUT, features.BEAM_SEARCH),
     }
 )
 _OF_VECTORS = frozenset({features.EMBED, features.DIMENSIONS, features.SCORE})

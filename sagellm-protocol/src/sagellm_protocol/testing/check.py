@@ -91,11 +91,18 @@ def _check_end(end: EndEvent, start: StartEvent, deltas: Sequence[DeltaEvent], r
             f"deltas hold {sum(produced.values())} tokens and usage counts {usage.completion_tokens}",
         )
     _require(start.prompt_tokens == usage.prompt_tokens, "start and usage disagree about the prompt's tokens")
+    for reported in (start.prompt_token_ids, start.prompt_logprobs):
+        _require(reported is None or len(reported) == start.prompt_tokens, "not one of each prompt token is reported")
     _require(usage.cached_tokens <= usage.prompt_tokens, "more tokens cached than the prompt has")
     times = end.timestamps
     reached = [at for at in (times.queued, times.scheduled, times.first_token, times.finished) if at is not None]
     _require(reached == sorted(reached), f"stations were reached out of order: {times}")
     if request is not None:
+        _require(
+            (start.prompt_token_ids is not None) == request.return_token_ids, "the prompt's ids come when asked for"
+        )
+        searched = request.sampling.beam_width is not None
+        _require(all((choice.score is not None) == searched for choice in end.choices), "scores are beam search's")
         _check_limits(end, deltas, produced, request)
 
 

@@ -346,7 +346,13 @@ class MockEngine:
         job = self._job(request, prompt, queued_s)
         self._jobs[request.request_id] = job
         self._batch.add(job)
-        job.events.put_nowait(StartEvent(request_id=request.request_id, prompt_tokens=len(tokens)))
+        job.events.put_nowait(
+            StartEvent(
+                request_id=request.request_id,
+                prompt_tokens=len(tokens),
+                prompt_token_ids=tokens if request.return_token_ids else None,
+            )
+        )
         if request.echo:
             text = (
                 prompt.text if prompt.text is not None else bytes(t for t in tokens if t < 256).decode(errors="replace")
@@ -378,7 +384,7 @@ class MockEngine:
                     sampling=sampling,
                     script=script,
                     natural_end=len(encode(script)) if natural_end is None else natural_end,
-                    limit=min(sampling.max_tokens or room, room),
+                    limit=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
                 )
                 for index in range(sampling.n)
             ],
@@ -466,11 +472,14 @@ class MockEngine:
             if limit is not None and job.produced >= limit:
                 self._fail(job, ErrorCode.ENGINE_FAILED, f"the mock engine was told to fail after {limit} tokens")
                 return
+            before = len(choice.tokens)
             text = choice.produce()
-            self._generated += 1
-            self._show(job, choice, text, (choice.tokens[-1],))
+            new = tuple(choice.tokens[before:])
+            self._generated += len(new)
+            self._show(job, choice, text, new)
             self._batch.produced(job, choice)
-        job.mark_token(now)
+        if job.produced:
+            job.mark_token(now)
         self._end_if_done(job)
 
     def _reached(self, limit: int | None) -> bool:

@@ -316,6 +316,7 @@ class EngineConformance:
             (features.ALLOWED_TOKEN_IDS, {"sampling": {"allowed_token_ids": (1,)}}),
             (features.BAD_WORDS, {"sampling": {"bad_words": ("x",)}}),
             (features.ECHO, {"echo": True}),
+            (features.BEAM_SEARCH, {"sampling": {"beam_width": 2}}),
             (features.ADAPTER, {"adapter": "made-up"}),
             (features.CACHE_SALT, {"cache_salt": "s"}),
             (features.KV_TRANSFER, {"kv_transfer": KVTransfer(role="produce")}),
@@ -418,6 +419,31 @@ class EngineConformance:
         plain = await self.answer(engine, self.request(engine))
         echoed = await self.answer(engine, self.request(engine, echo=True))
         assert echoed.output_text == self.prompt + plain.output_text
+
+    async def test_the_prompts_tokens_are_reported_when_asked_for(self, engine: Engine) -> None:
+        request = self.request(engine, return_token_ids=True)
+        response = await self.answer(engine, request)
+        assert response.prompt_token_ids == (await engine.renderer.render(request)).token_ids
+
+    async def test_a_prompt_may_be_read_without_producing_anything(self, engine: Engine) -> None:
+        response = await self.answer(engine, self.request(engine, sampling={"max_tokens": 0, "n": 2}))
+        assert [(output.text, output.token_ids) for output in response.outputs] == [("", ())] * 2
+        assert {output.finish_reason for output in response.outputs} == {FinishReason.LENGTH}
+        assert response.usage.completion_tokens == 0
+        assert response.metrics.ttft_ms is None, "there was no first token"
+
+    async def test_beams_are_given_best_first(self, engine: Engine) -> None:
+        self.need(engine, features.BEAM_SEARCH)
+        wide = self.request(engine, sampling={"beam_width": 4, "n": 3, "max_tokens": 5})
+        response = await self.answer(engine, wide)
+        scores = [output.score for output in response.outputs]
+        assert None not in scores
+        assert scores == sorted(scores, key=lambda score: -(score or 0.0))
+        assert len({output.token_ids for output in response.outputs}) == 3
+        endless = {"max_tokens": 5, "ignore_eos": True}
+        greedy = await self.answer(engine, self.request(engine, sampling=endless))
+        narrow = await self.answer(engine, self.request(engine, sampling={"beam_width": 1, **endless}))
+        assert narrow.output_tokens == greedy.output_tokens, "one beam is greedy"
 
     async def test_logprobs_come_with_every_token(self, engine: Engine) -> None:
         self.need(engine, features.LOGPROBS)

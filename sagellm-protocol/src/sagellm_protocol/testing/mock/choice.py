@@ -51,7 +51,9 @@ class Choice:
         self._held = ""
 
     def produce(self) -> str:
-        """Produce one token; returns the text that may now be shown."""
+        """Produce one token, or none where none is wanted; returns the text that may now be shown."""
+        if not self.limit:
+            return self.cut()
         sampling, token = self.sampling, self._next()
         may_stop = len(self.tokens) >= sampling.min_tokens
         self.tokens.append(token)
