@@ -151,6 +151,85 @@ def test_legacy_logprobs_count_offsets_over_the_whole_stream(scripted: Live) -> 
     assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in streamed[:2]] == [[0], [2]]
 
 
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_echoed_logprobs_begin_with_those_of_the_prompt(scripted: Live, as_ids: bool) -> None:
+    prompt = (None, token("cd", -1.0, 5, ("x", -0.5, 6)))
+    events = (
+        start(prompt_logprobs=prompt, prompt_token_ids=(4, 5), first_token="ab"),
+        delta("abcd", token_ids=()),
+        delta("e", logprobs=(token("e", -2.0, 7),)),
+        end("length"),
+    )
+    asked = {"echo": True, "logprobs": 1, "return_tokens_as_token_ids": as_ids}
+    choice = post(scripted, COMPLETIONS, *events, **asked).json()["choices"][0]
+    assert choice["text"] == "abcde"
+    assert "prompt_logprobs" not in choice
+    first, second, other, third = (
+        ("token_id:4", "token_id:5", "token_id:6", "token_id:7") if as_ids else ("ab", "cd", "x", "e")
+    )
+    assert choice["logprobs"] == {
+        "tokens": [first, second, third],
+        "token_logprobs": [None, -1.0, -2.0],
+        "top_logprobs": [None, {other: -0.5, second: -1.0}, {third: -2.0}],
+        "text_offset": [0, 2, 4],
+    }
+    streamed = [
+        chunk["choices"][0]["logprobs"]
+        for chunk in chunks(post(scripted, COMPLETIONS, *events, stream=True, **asked))
+        if chunk["choices"][0]["logprobs"]
+    ]
+    for name, whole in choice["logprobs"].items():
+        assert [value for piece in streamed for value in piece[name]] == whole
+
+
+def test_of_alternatives_with_one_name_the_likeliest_counts(scripted: Live) -> None:
+    position = token("a", -3.0, 1, ("?", -0.5, 2), ("?", -1.5, 3))
+    choice = post(scripted, COMPLETIONS, start(), delta("a", logprobs=(position,)), end(), logprobs=2).json()["choices"]
+    assert choice[0]["logprobs"]["top_logprobs"] == [{"?": -0.5, "a": -3.0}]
+
+
+def test_a_prompt_that_is_only_scored_has_its_logprobs(scripted: Live) -> None:
+    events = (
+        start(prompt_logprobs=(None, token("b", -1.0, 5)), prompt_token_ids=(4, 5), first_token="a"),
+        delta("ab", token_ids=()),
+        end("length"),
+    )
+    choice = post(scripted, COMPLETIONS, *events, echo=True, logprobs=0, max_tokens=0).json()["choices"][0]
+    assert (choice["text"], choice["logprobs"]["token_logprobs"]) == ("ab", [None, -1.0])
+
+
+def test_of_more_choices_than_wanted_the_likeliest_by_token_are_given(scripted: Live) -> None:
+    events = (
+        start(),
+        *(
+            delta("abc"[index], index=index, logprobs=(token("x", value, 1),))
+            for index, value in enumerate((-3, -1, -2))
+        ),
+        delta("c", index=2, logprobs=(token("x", -1.5, 1),)),
+        end("stop", "stop", "length"),
+    )
+    choices = post(scripted, COMPLETIONS, *events, n=2, best_of=3).json()["choices"]
+    assert [(choice["index"], choice["text"], choice["logprobs"]) for choice in choices] == [
+        (0, "b", None),
+        (1, "cc", None),
+    ]
+
+
+def test_token_ids_stand_where_vllm_has_them(scripted: Live) -> None:
+    events = (start(prompt_token_ids=(8, 9)), delta("a"), delta("", token_ids=(2,)), end())
+    chat = post(scripted, CHAT, *events, return_token_ids=True).json()
+    assert (chat["prompt_token_ids"], chat["choices"][0]["token_ids"]) == ([8, 9], [1, 2])
+    choice = post(scripted, COMPLETIONS, *events, return_token_ids=True).json()["choices"][0]
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == ([8, 9], [1, 2])
+    opening, *told, _ = chunks(post(scripted, CHAT, *events, return_token_ids=True, stream=True))
+    assert opening["prompt_token_ids"] == [8, 9]
+    assert [chunk["choices"][0]["token_ids"] for chunk in told] == [[1], [2]]
+    first, second, _ = chunks(post(scripted, COMPLETIONS, *events, return_token_ids=True, stream=True))
+    assert first["choices"][0]["prompt_token_ids"] == [8, 9]
+    assert "prompt_token_ids" not in second["choices"][0]
+    assert [chunk["choices"][0]["token_ids"] for chunk in (first, second)] == [[1], [2]]
+
+
 def test_prompt_logprobs_have_the_shape_of_vllm(scripted: Live) -> None:
     events = (start(prompt_logprobs=(None, token("b", -1.0, 5))), delta("x"), end())
     expected = [None, {"5": {"logprob": -1.0, "rank": 1, "decoded_token": "b"}}]

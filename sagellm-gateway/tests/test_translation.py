@@ -329,7 +329,7 @@ def test_prompts_take_every_form_of_the_api(prompt: Any, texts: Any, tokens: Any
         ({"prompt": {"text": "a"}}, "prompt"),
         ({"prompt": ["a"] * 9}, "prompt"),
         ({"prompt": None}, "prompt"),
-        ({"best_of": 3}, "best_of"),
+        ({"n": 3, "best_of": 2}, "best_of"),
         ({"logprobs": 1000}, "logprobs"),
     ],
 )
@@ -355,8 +355,56 @@ def test_a_body_that_is_no_request_is_refused_in_words(kind: type[Body], data: b
     assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
-def test_echo_with_logprobs_is_refused_with_both_ways_out() -> None:
-    error = refusal(complete, echo=True, logprobs=1)
-    assert (error.code, error.param) == (ErrorCode.UNSUPPORTED, "echo")
-    assert "leave one of them out" in error.message
-    assert "prompt_logprobs" in error.message
+def test_echo_with_logprobs_asks_for_those_of_the_prompt_too() -> None:
+    [request] = complete(echo=True, logprobs=1, max_tokens=0)
+    sampling = request.sampling
+    assert (sampling.logprobs, sampling.prompt_logprobs, sampling.max_tokens) == (1, 1, 0)
+    assert request.echo
+    assert request.return_token_ids
+    assert refusal(complete, echo=True, logprobs=1, prompt_logprobs=2).param == "prompt_logprobs"
+    assert refusal(complete, echo=True, logprobs=101).param == "logprobs"
+
+
+def test_more_choices_may_be_drawn_than_are_given() -> None:
+    [request] = complete(n=2, best_of=5)
+    assert (request.sampling.n, request.sampling.logprobs) == (5, 0)
+    assert complete(n=2, best_of=2)[0].sampling.logprobs is None
+    assert refusal(complete, n=3, best_of=2).param == "best_of"
+    assert refusal(complete, best_of=2, stream=True).param == "best_of"
+
+
+def test_beam_search_reaches_the_contract_under_the_names_of_vllm() -> None:
+    asked = {"use_beam_search": True, "length_penalty": 0.5, "early_stopping": "never", "temperature": 0}
+    for call in (chat, lambda **fields: complete(**fields)[0]):
+        request = call(n=3, **asked)
+        sampling = request.sampling
+        assert (sampling.beam_width, sampling.n) == (3, 3)
+        assert (sampling.length_penalty, sampling.early_stopping) == (0.5, "never")
+        assert features_of(request)["beam_search"] == "sampling.beam_width"
+    [wide] = complete(n=2, best_of=6, use_beam_search=True)
+    assert (wide.sampling.beam_width, wide.sampling.n, wide.sampling.logprobs) == (6, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"length_penalty": 2.0}, "length_penalty: applies to beam search"),
+        ({"early_stopping": True}, "early_stopping: applies to beam search"),
+        ({"use_beam_search": True, "stream": True}, "stream: beam search"),
+        ({"use_beam_search": True, "top_p": 0.5}, "top_p (0.5) cannot be combined with beam search"),
+    ],
+)
+def test_what_does_not_go_with_beam_search_is_refused_by_name(fields: dict[str, Any], says: str) -> None:
+    for call in (chat, complete):
+        error = refusal(call, **fields)
+        assert error.code is ErrorCode.INVALID_REQUEST
+        assert says in error.message
+
+
+def test_what_asks_for_nothing_without_beam_search_is_taken() -> None:
+    assert chat(length_penalty=1, early_stopping=False, use_beam_search=False) == chat()
+
+
+def test_token_ids_are_asked_for_by_both_apis() -> None:
+    assert chat(return_token_ids=True).return_token_ids
+    assert complete(return_token_ids=True)[0].return_token_ids

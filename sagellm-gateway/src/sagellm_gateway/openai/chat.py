@@ -100,6 +100,7 @@ class ChatBody(SamplingFields, FormFields):
                 parallel_tool_calls=self.parallel_tool_calls,
                 structured=structured,
                 sampling=self.sampling(max_tokens=self._max_tokens(), logprobs=self._logprobs()),
+                return_token_ids=self.return_token_ids,
                 stream=self.stream,
                 **self.routing(),
             )
@@ -119,7 +120,10 @@ class ChatBody(SamplingFields, FormFields):
         newer, older = self.max_completion_tokens, self.max_tokens
         if newer is not None and older is not None and newer != older:
             raise invalid("max_completion_tokens", f"is {newer} and max_tokens, its older name, is {older}; give one")
-        return older if newer is None else newer
+        most = older if newer is None else newer
+        if most == 0:
+            raise invalid("max_tokens" if newer is None else "max_completion_tokens", "must be at least 1 (got 0)")
+        return most
 
     def _logprobs(self) -> int | None:
         if not self.logprobs:

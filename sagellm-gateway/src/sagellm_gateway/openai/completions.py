@@ -13,8 +13,9 @@ from pydantic import JsonValue, ValidationError
 from sagellm_gateway.errors import public
 from sagellm_protocol import Request, SageLLMError
 
-from .body import MODEL_ALIAS, Refused, invalid, unsupported
+from .body import MODEL_ALIAS, Refused, invalid
 from .chat import ModelName
+from .look import Look
 from .prompts import Prompt, read_prompts
 from .sampling import REFUSED, SamplingFields
 from .structured import FormFields
@@ -52,21 +53,14 @@ class CompletionBody(SamplingFields, FormFields):
             SageLLMError: ``INVALID_REQUEST`` or ``UNSUPPORTED``, in the API's names.
         """
         self.check_stream()
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise invalid(
-                "best_of", f"must equal n ({self.n or 1}); ask for n choices and pick some (got {self.best_of})"
-            )
-        if self.echo and self.logprobs is not None:
-            raise unsupported(
-                "echo",
-                "is not offered together with logprobs; leave one of them out: logprobs reports the tokens produced,"
-                " and prompt_logprobs=N, with stream=false, those of the prompt, in choices[].prompt_logprobs",
-            )
+        self._check_choices()
         structured, _ = self.form()
         try:
             sampling = self.sampling(
                 max_tokens=DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
-                logprobs=self.logprobs,
+                n=max(self.n or 1, self.best_of or 1) if self.picks else None,
+                logprobs=0 if self.picks and self.logprobs is None else self.logprobs,
+                prompt_logprobs=self.logprobs if self.echo else None,
             )
             return [
                 Request(
@@ -79,6 +73,7 @@ class CompletionBody(SamplingFields, FormFields):
                     structured=structured,
                     sampling=sampling,
                     echo=self.echo,
+                    return_token_ids=self.return_token_ids or self.look.tells_prompt,
                     stream=self.stream,
                     **self.routing(),
                 )
@@ -89,9 +84,46 @@ class CompletionBody(SamplingFields, FormFields):
         except SageLLMError as error:
             raise public(error, self.names()) from None
 
+    @property
+    def width(self) -> int:
+        """``best_of`` says it, as vLLM had it before; without, ``n``."""
+        return max(self.n or 1, self.best_of or 1)
+
+    @property
+    def picks(self) -> bool:
+        """Whether more choices are drawn than are answered."""
+        return not self.use_beam_search and (self.best_of or 1) > (self.n or 1)
+
+    @property
+    def look(self) -> Look:
+        """How the answer shall look."""
+        return Look(
+            as_ids=self.return_tokens_as_token_ids,
+            token_ids=self.return_token_ids,
+            logprobs=self.logprobs is not None,
+            tells_prompt=self.echo and self.logprobs is not None,
+            prompt_logprobs=self.prompt_logprobs is not None,
+            best=self.n or 1 if self.picks else None,
+        )
+
+    def _check_choices(self) -> None:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise invalid("best_of", f"is {self.best_of}, but n={self.n or 1} choices are to be given; give at least n")
+        if self.picks and self.stream:
+            raise invalid("best_of", "knows the best at the end; beyond n it needs stream=false")
+        if self.echo and self.logprobs is not None and self.prompt_logprobs not in {None, self.logprobs}:
+            raise invalid(
+                "prompt_logprobs",
+                f"is {self.prompt_logprobs} and logprobs is {self.logprobs}; with echo, which reports both in one list,"
+                " they must be the same",
+            )
+
     def names(self) -> dict[str, str]:
         """API names of the contract's fields that this body calls otherwise."""
-        return {"structured": self.form()[1], "prompt_token_ids": "prompt"}
+        names = {"structured": self.form()[1], "prompt_token_ids": "prompt"}
+        if self.prompt_logprobs is None:
+            names["prompt_logprobs"] = "logprobs"  # asked for by both with echo
+        return names
 
     def _prompts(self, most: int) -> tuple[Prompt, ...]:
         return read_prompts(self.prompt, "prompt", most)

@@ -6,13 +6,14 @@ Knows nothing of prompts, messages, or how answers look.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ValidationError
 
 from sagellm_protocol import SageLLMError, SamplingParams
 
 from .body import Body, Refused, invalid
+from .look import Look
 
 
 def _listed(value: Any) -> Any:
@@ -44,6 +45,9 @@ COPIED = (
 )
 """Fields that mean the same in both; their bounds and defaults are those of ``SamplingParams``."""
 
+_PENALTIES = {"length_penalty": 1.0, "early_stopping": False}
+"""Defaults, which ask for nothing where there is no beam search."""
+
 _NOT_STORED = "nothing is stored here"
 
 REFUSED: Mapping[str, Refused] = {
@@ -51,11 +55,7 @@ REFUSED: Mapping[str, Refused] = {
     "store": Refused((False,), _NOT_STORED),
     "service_tier": Refused(("auto", "default"), "there is one service tier"),
     "session_id": Refused((), "the history of sessions is not kept here; send the whole conversation"),
-    "use_beam_search": Refused((False,), "beam search is not offered"),
-    "length_penalty": Refused((1, 1.0), "applies to beam search, which is not offered"),
-    "early_stopping": Refused((False,), "applies to beam search, which is not offered"),
     "spaces_between_special_tokens": Refused((True,), "special tokens are written as the tokeniser writes them"),
-    "return_token_ids": Refused((False,), "token ids are reported through logprobs with return_tokens_as_token_ids"),
     "logits_processors": Refused(([],), "code of callers is not run here"),
     "mm_processor_kwargs": Refused(({},), "models here read text alone"),
     "kv_transfer_params": Refused(({},), "transfers of KV blocks are arranged by the control plane"),
@@ -105,11 +105,17 @@ class SamplingFields(Body):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
+    use_beam_search: bool = False
+    """Search for the ``n`` likeliest answers instead of drawing some."""
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
 
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool = False
     """Name tokens in logprobs ``token_id:N`` in place of their text."""
+    return_token_ids: bool = False
+    """Report the ids of the prompt's tokens and of those produced."""
 
     priority: int = 0
     user: str | None = None
@@ -129,22 +135,43 @@ class SamplingFields(Body):
             SageLLMError: ``INVALID_REQUEST`` naming the field.
         """
         given = {name: getattr(self, name) for name in COPIED if name in self.model_fields_set}
+        if self.use_beam_search:
+            given.update(beam_width=self.width, **self._penalties())
+        elif penalties := self._penalties():
+            raise invalid(next(iter(penalties)), "applies to beam search; set use_beam_search=true, or leave it out")
         given.update((name, value) for name, value in resolved.items() if value is not None)
         if self.logit_bias:
             given["logit_bias"] = _token_keys(self.logit_bias)
         if given.get("allowed_token_ids") == []:
             raise invalid("allowed_token_ids", "must not be empty")
         try:
-            return SamplingParams(**given)
+            return SamplingParams.model_validate(given)
         except ValidationError as error:
             raise SageLLMError.from_validation(error) from None
 
+    @property
+    def width(self) -> int:
+        """Sequences that a beam search follows."""
+        return self.n or 1
+
+    def _penalties(self) -> dict[str, Any]:
+        """What is said of a beam search, as far as it says anything but the default."""
+        said = {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
+        return {name: value for name, value in said.items() if value is not None and value != _PENALTIES[name]}
+
     def check_stream(self) -> None:
         """Refuse options of a stream that was not asked for, and what has no place in one."""
+        if self.stream and self.use_beam_search:
+            raise invalid("stream", "beam search knows its answers at the end; needs stream=false")
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "needs stream=true")
         if self.stream and self.prompt_logprobs is not None:
             raise invalid("prompt_logprobs", "come with whole answers; needs stream=false")
+
+    @property
+    def look(self) -> Look:
+        """How the answer shall look."""
+        return Look(as_ids=self.return_tokens_as_token_ids, token_ids=self.return_token_ids)
 
     @property
     def include_usage(self) -> bool:

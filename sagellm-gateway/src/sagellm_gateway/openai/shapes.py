@@ -50,27 +50,55 @@ def chat_logprobs(positions: Sequence[PositionLogprobs], as_ids: bool) -> dict[s
     }
 
 
-def legacy_logprobs(positions: Sequence[PositionLogprobs], offset: int, as_ids: bool) -> dict[str, Any]:
+def legacy_logprobs(
+    positions: Sequence[PositionLogprobs], offset: int, as_ids: bool, first: tuple[int, str] | None = None
+) -> dict[str, Any]:
     """Log-probabilities as legacy completions carry them.
 
     Args:
-        positions: Those of the tokens produced.
+        positions: Those of the tokens.
         offset: Characters of the choice's text before the first of them.
         as_ids: Name tokens by id.
+        first: Id and text of a token before them all that has none: the prompt's first.
     """
+    names: list[str] = []
+    texts: list[str] = []
+    none: list[None] = []
+    if first is not None:
+        names.append(f"token_id:{first[0]}" if as_ids else first[1])
+        texts.append(first[1])
+        none.append(None)
     offsets = []
-    for position in positions:
+    for text in [*texts, *(position.token for position in positions)]:
         offsets.append(offset)
-        offset += len(position.token)
+        offset += len(text)
     return {
-        "tokens": [_name(position, as_ids) for position in positions],
-        "token_logprobs": [finite(position.logprob) for position in positions],
+        "tokens": [*names, *(_name(position, as_ids) for position in positions)],
+        "token_logprobs": [*none, *(finite(position.logprob) for position in positions)],
+        # Of tokens of one name (bytes that are no text) the likeliest counts, unless the one in question has it.
         "top_logprobs": [
-            {_name(token, as_ids): finite(token.logprob) for token in (position, *position.top)}
-            for position in positions
+            *none,
+            *(
+                {_name(token, as_ids): finite(token.logprob) for token in (*reversed(position.top), position)}
+                for position in positions
+            ),
         ],
         "text_offset": offsets,
     }
+
+
+def echoed_logprobs(
+    prompt: Sequence[PositionLogprobs | None], first: tuple[int, str], output: Sequence[PositionLogprobs], as_ids: bool
+) -> dict[str, Any]:
+    """Those of prompt and output in one list, for a text that begins with the prompt.
+
+    Args:
+        prompt: Those of the prompt; nothing for its first token.
+        first: Id and text of that.
+        output: Those of the tokens produced.
+        as_ids: Name tokens by id.
+    """
+    return legacy_logprobs([*(one for one in prompt if one is not None), *output], 0, as_ids, first)
 
 
 def prompt_logprobs(positions: Sequence[PositionLogprobs | None]) -> list[dict[str, Any] | None]:

@@ -27,10 +27,10 @@ async def chat_completions(request: Request) -> Response:
     body = parse(ChatBody, await json_body(request))
     model = await gateway.served(body.model, GENERATE)
     head = Head(mint("chatcmpl"), model)
-    wanted, as_ids = body.request(model, head.id, trace_of(request)), body.return_tokens_as_token_ids
+    wanted, look = body.request(model, head.id, trace_of(request)), body.look
 
     async def produce(writer: EventWriter) -> None:
-        chunks = ChatChunks(head, wanted.sampling.n, include_usage=body.include_usage, as_ids=as_ids)
+        chunks = ChatChunks(head, wanted.sampling.n, include_usage=body.include_usage, look=look)
         with worded(body.names):
             [usage] = await gateway.relay.stream([wanted], [chunks], writer)
         await writer.write((chunks.usage(usage) if body.include_usage else b"") + DONE)
@@ -39,5 +39,5 @@ async def chat_completions(request: Request) -> Response:
         return event_stream(gateway, produce)
     with worded(body.names):
         return await attended(
-            gateway, request, gateway.relay.respond([wanted]), lambda responses: chat_answer(head, responses[0], as_ids)
+            gateway, request, gateway.relay.respond([wanted]), lambda responses: chat_answer(head, responses[0], look)
         )

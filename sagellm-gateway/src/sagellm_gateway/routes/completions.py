@@ -29,12 +29,12 @@ async def completions(request: Request) -> Response:
     model = await gateway.served(body.model, GENERATE)
     head = Head(mint("cmpl"), model)
     wanted = body.requests(model, head.id, trace_of(request), gateway.settings.max_prompts)
-    as_ids = body.return_tokens_as_token_ids
+    look = body.look
 
     async def produce(writer: EventWriter) -> None:
         choices = wanted[0].sampling.n
         chunks = [
-            CompletionChunks(head, choices, first=number * choices, include_usage=body.include_usage, as_ids=as_ids)
+            CompletionChunks(head, choices, first=number * choices, include_usage=body.include_usage, look=look)
             for number in range(len(wanted))
         ]
         with worded(body.names):
@@ -48,5 +48,5 @@ async def completions(request: Request) -> Response:
             gateway,
             request,
             gateway.relay.respond(wanted),
-            lambda responses: completion_answer(head, responses, as_ids),
+            lambda responses: completion_answer(head, responses, look),
         )
