@@ -20,7 +20,7 @@ void finish(const Kernels& k, const Sums& sums, int r, int dim, float* out) {
 
 }  // namespace
 
-Plan plan_attention(const Shape& shape, const SageStep& step, int threads) {
+Plan plan_attention(const Shape& shape, const SageStep& step, const std::vector<Span>& tokens, int threads) {
     Plan plan;
     plan.split_of.assign(size_t(step.tokens), -1);
     plan.splits.assign(size_t(step.tokens), 0);
@@ -28,9 +28,7 @@ Plan plan_attention(const Shape& shape, const SageStep& step, int threads) {
     const int heads = smaller(shape.queries(), kMaxQueries);
     const bool few = step.sequences * shape.kv_heads < 8 * threads && heads == shape.queries();
     const int at_once = kMaxQueries / heads;
-    int token = 0;
-    for (int s = 0; s < step.sequences; s++) {
-        const int length = step.query_lens[s], last = step.context_lens[s] - 1;
+    const auto cut = [&](int s, int token, int length, int last) {
         const int first_split = pages.split_of(shape.first(last)), splits = pages.split_of(last) + 1 - first_split;
         if (length == 1 && few && splits > 1) {
             plan.split_of[size_t(token)] = plan.partials;
@@ -49,7 +47,17 @@ Plan plan_attention(const Shape& shape, const SageStep& step, int threads) {
                 }
             }
         }
-        token += length;
+    };
+    size_t span = 0;
+    int end = 0;  // of the sequence's tokens
+    for (int s = 0; s < step.sequences; s++) {
+        const int begin = end;
+        end += step.query_lens[s];
+        for (; span < tokens.size() && tokens[span].from < end; span++) {
+            const int from = larger(begin, tokens[span].from), to = smaller(end, tokens[span].to);
+            cut(s, from, to - from, step.context_lens[s] - 1 - (end - to));
+            if (tokens[span].to > end) break;
+        }
     }
     return plan;
 }
@@ -201,7 +209,7 @@ int sage_attention(int level, int threads, const SageAttention* shape, const Sag
                    const void* v, void* out) {
     if (step->tokens == 0) return 0;
     const Shape cut = {shape->heads, shape->kv_heads, shape->head_dim, shape->value_dim, shape->window, shape->softcap};
-    const Plan plan = plan_attention(cut, *step, threads);
+    const Plan plan = plan_attention(cut, *step, {{0, step->tokens, 0}}, threads);
     std::vector<int> sequence_of;
     for (int s = 0; s < step->sequences; s++) sequence_of.insert(sequence_of.end(), size_t(step->query_lens[s]), s);
     OperationJob job{{&kernels(level), cut, step, shape->group, shape->layer, nullptr, nullptr, &plan, nullptr},

@@ -23,6 +23,12 @@ struct Plan {
     int partials = 0;
 };
 
+// Tokens of a step that follow one another, and the row of the first among those that are looked at.
+struct Span {
+    int from, to;
+    int row;
+};
+
 struct Shape {
     int heads, kv_heads, dim, value_dim, window;
     float softcap;
@@ -41,8 +47,9 @@ struct AttentionJob {
     float* partials;  // sage::partial_floats of each
 };
 
-// Cut a step; which pieces there are depends on the other sequences, what comes out of them does not.
-Plan plan_attention(const Shape& shape, const SageStep& step, int threads);
+// Cut a step, or what of it `tokens` names in ascending order; which pieces there are depends on the other sequences,
+// what comes out of them does not.
+Plan plan_attention(const Shape& shape, const SageStep& step, const std::vector<Span>& tokens, int threads);
 
 // Floats of one key head's partial results of one token.
 size_t partial_floats(const Shape& shape);

@@ -63,6 +63,7 @@ void keep_value(const Tile* layout, uint8_t* tile, int lane, const float* value)
 // A split's tiles, found once.
 struct Split {
     int tiles;
+    bool full;                     // every tile has all its tokens
     const uint8_t* at[kSplitTiles];
     int first[kSplitTiles];        // position of a tile's first token
     int count[kSplitTiles];        // its tokens that may be read
@@ -71,6 +72,7 @@ struct Split {
 SAGE_INLINE Split find_split(const Pages* pages, int number) {
     Split split;
     split.tiles = 0;
+    split.full = true;
     const int blocks = pages->split_blocks(), of_block = pages->block_tiles();
     for (int b = number * blocks; b < (number + 1) * blocks; b++) {
         for (int i = 0; i < of_block; i++) {
@@ -80,7 +82,9 @@ SAGE_INLINE Split find_split(const Pages* pages, int number) {
             const int count = room < kTile ? room : kTile;
             split.at[split.tiles] = pages->at(b, i);
             split.first[split.tiles] = first;
-            split.count[split.tiles++] = count < left ? count : left;
+            split.count[split.tiles] = count < left ? count : left;
+            split.full = split.full && split.count[split.tiles] == kTile;
+            split.tiles++;
         }
     }
     return split;
@@ -160,15 +164,35 @@ SAGE_INLINE F16 tanh16(F16 x) {
 
 // What a split is worth to each query before values are met: weights, largest scores, sums.
 struct Scores {
+    // Scores, then weights; those that meet values in bfloat16 are packed from the front.
     alignas(64) float weight[kMaxQueries][kSplitKeys];
     alignas(64) float max[kMaxQueries];
     alignas(64) float sum[kMaxQueries];
 };
 
+// Whether each of R queries sees every token of a split, and as it is.
+template <int R>
+SAGE_INLINE bool all_seen(const Queries* queries, int row, const Split& split) {
+    bool all = split.full && queries->softcap == 0.0f;
+    for (int r = row; r < row + R; r++) {
+        all = all && queries->first[r] <= split.first[0] && queries->limit[r] >= split.first[split.tiles - 1] + kTile;
+    }
+    return all;
+}
+
 template <int R, int N>
 SAGE_INLINE void keep_scores(const Queries* queries, int row, const Split& split, int n0, const F16 (&s)[R][N], F16 (&most)[R],
                              Scores* out) {
     const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (all_seen<R>(queries, row, split)) {
+        for (int n = 0; n < N; n++) {
+            for (int r = 0; r < R; r++) {
+                store(&out->weight[row + r][(n0 + n) * kTile], s[r][n]);
+                most[r] = max16(most[r], s[r][n]);
+            }
+        }
+        return;
+    }
     for (int n = 0; n < N; n++) {
         const int first = split.first[n0 + n], count = split.count[n0 + n];
         for (int r = 0; r < R; r++) {
@@ -204,7 +228,11 @@ SAGE_INLINE void score_rows(const Queries* queries, const Packed* q, int row, co
         for (int t = 0; t < split.tiles * kTile; t += kLanes) {
             // A query that sees nothing of this split has only -inf: its weights are 0, not exp(-inf + inf).
             const F16 e = top == kNone ? F16{} : exp16(load(&out->weight[row + r][t]) - top);
-            store(&out->weight[row + r][t], e);
+            if (Type == SAGE_TYPE_BF16) {
+                store_bf16(reinterpret_cast<uint16_t*>(out->weight[row + r]) + t, e);
+            } else {
+                store(&out->weight[row + r][t], e);
+            }
             total += e;
         }
         out->max[row + r] = top;
@@ -241,31 +269,23 @@ void fold(int count, int dim, Sums* into, const Sums* from) {
 
 // -- values -----------------------------------------------------------------------------------------------------------
 
-// Weights of R queries in the form that meets values of a type, over all tiles of a split.
-template <int Type>
-SAGE_INLINE void pack_weights(int count, const Tile& tile, const Split& split, Scores* scores) {
-    if (Type == SAGE_TYPE_BF16) {
+// Weights in the form that meets values in 8 bits, over all tiles of a split: times their scales.
+SAGE_INLINE void scale_weights(int count, const Tile& tile, const Split& split, Scores* scores) {
+    const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int n = 0; n < split.tiles; n++) {
+        // What was never written may be anything, even no number.
+        const F16 scales = lane < split.count[n] ? load(reinterpret_cast<const float*>(split.at[n] + tile.value_scales)) : F16{};
         for (int r = 0; r < count; r++) {
-            // In place: half as wide, from the front.
-            uint16_t* h = reinterpret_cast<uint16_t*>(scores->weight[r]);
-            for (int t = 0; t < split.tiles * kTile; t += kLanes) store_bf16(h + t, load(&scores->weight[r][t]));
-        }
-    } else if (Type == SAGE_TYPE_I8) {
-        for (int n = 0; n < split.tiles; n++) {
-            const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-            // What was never written may be anything, even no number.
-            const F16 scales = lane < split.count[n] ? load(reinterpret_cast<const float*>(split.at[n] + tile.value_scales)) : F16{};
-            for (int r = 0; r < count; r++) {
-                float* weight = &scores->weight[r][n * kTile];
-                store(weight, load(weight) * scales);
-            }
+            float* weight = &scores->weight[r][n * kTile];
+            store(weight, load(weight) * scales);
         }
     }
 }
 
-// Values of D vectors of 16 dimensions from `d`, weighted, and folded into what was there.
+// Values of D vectors of 16 dimensions from `d`, weighted, and folded into what was there. Not inlined: the loop needs
+// the registers that constants of others would hold.
 template <int Type, int R, int D>
-SAGE_INLINE void weigh(const Scores* scores, int row, const Tile& tile, const Split& split, int d, const float* keep,
+__attribute__((noinline)) void weigh(const Scores* scores, int row, const Tile& tile, const Split& split, int d, const float* keep,
                        const float* add, float* acc) {
     F16 sum[R][D];
     for (int r = 0; r < R; r++) {
@@ -355,7 +375,7 @@ void attend_of(const Queries* queries, const Pages* pages, int first, int last, 
         const Split split = find_split(pages, number);
         by_rows(count, [&]<int R>(int row) { score_rows<Type, R>(queries, &packed, row, tile, split, &scores); });
         fold_sums(count, out, scores.max, scores.sum, keep, add);
-        pack_weights<Type>(count, tile, split, &scores);
+        if (Type == SAGE_TYPE_I8) scale_weights(count, tile, split, &scores);
         by_rows(count, [&]<int R>(int row) { weigh_rows<Type, R>(&scores, row, tile, split, keep, add, out->acc); });
     }
 }

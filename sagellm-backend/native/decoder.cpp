@@ -16,6 +16,36 @@ struct Buffers {
     Rows of_hidden, of_attended, of_inner;
 };
 
+// Some of a step's tokens, cut for the phases.
+struct Part {
+    std::vector<Span> spans, tiles, pieces;
+    std::vector<Plan> plans;  // of each window
+    int count = 0;
+
+    void add(int from, int to) {
+        spans.push_back({from, to, count});
+        for (int t = from; t < to; t += kTileRows) tiles.push_back({t, smaller(to, t + kTileRows), count + t - from});
+        for (int t = from; t < to; t += kPrepareRows) pieces.push_back({t, smaller(to, t + kPrepareRows), count + t - from});
+        count += to - from;
+    }
+};
+
+Part all_of(const SageStep& step) {
+    Part part;
+    part.add(0, step.tokens);
+    return part;
+}
+
+Part read_of(const SageStep& step) {
+    Part part;
+    for (int i = 0, next; i < step.reads; i = next) {
+        next = i + 1;
+        while (next < step.reads && step.read[next] == step.read[next - 1] + 1) next++;
+        part.add(step.read[i], step.read[next - 1] + 1);
+    }
+    return part;
+}
+
 struct StepJob {
     const Kernels* k;
     const SageDecoder* d;
@@ -25,8 +55,8 @@ struct StepJob {
     const int* sequence_of;  // [T]
     Buffers b;
     Buffers* own;  // of each thread: rows for few tokens
-    const Plan* plans;  // of each layer's window, see plan_of
-    const int* plan_of;
+    const Part *all, *read;  // all tokens, and those whose hidden states are wanted: the last layer goes on with these
+    const int* plan_of;      // of each layer, which of a part's plans is its own
 };
 
 void step_body(void* context, int rank, int size) {
@@ -36,7 +66,6 @@ void step_body(void* context, int rank, int size) {
     const Kernels& k = *job.k;
     const int tokens = step.tokens, hidden = d.hidden, inner = d.inner, dim = d.head_dim, width = d.heads * dim;
     const bool own = tokens <= kPrivateRows;
-    const int tiles = ceil_div(tokens, kTileRows), row_pieces = ceil_div(tokens, kPrepareRows);
     Buffers b = job.b;
     if (own) {
         b.of_hidden = job.own[rank].of_hidden;
@@ -46,23 +75,25 @@ void step_body(void* context, int rank, int size) {
     alignas(64) float buffer[2 * kTileRows * 4 * kLanes];
     std::vector<float> normed(size_t(larger(hidden, width)));
 
-    const auto rows_of_piece = [&](int i, const auto& work) {
-        for (int t = i * kPrepareRows; t < smaller(tokens, (i + 1) * kPrepareRows); t++) work(t);
+    const auto each = [](const Span& span, const auto& work) {
+        for (int t = span.from; t < span.to; t++) work(t);
     };
     // Prepare rows for a matrix: by everyone for itself when they are few and work is claimed, else as a phase.
     bool ready = false;
-    const auto prepare_phase = [&](const auto& one) {
+    const auto prepare_phase = [&](const Part& part, const auto& one) {
         ready = !own;
-        if (!own) phases.run(row_pieces, [&](int i) { rows_of_piece(i, one); });
+        if (!own) phases.run(int(part.pieces.size()), [&](int i) { each(part.pieces[size_t(i)], one); });
     };
-    const auto before_work = [&](const auto& one) {
+    const auto before_work = [&](const Part& part, const auto& one) {
         if (ready) return;
-        for (int t = 0; t < tokens; t++) one(t);
+        for (const Span& span : part.spans) each(span, one);
         ready = true;
     };
 
-    phases.run(row_pieces, [&](int i) {
-        rows_of_piece(i, [&](int t) {
+    const Part& all = *job.all;
+    const int all_tiles = int(all.tiles.size());
+    phases.run(int(all.pieces.size()), [&](int i) {
+        each(all.pieces[size_t(i)], [&](int t) {
             sage_embedding(d.embedding, step.ids + t, 1, b.x + long(t) * hidden);
             float* trig = b.trig + long(t) * d.rotary_dim;
             for (int j = 0; j < d.rotary_dim / 2; j++) {
@@ -75,6 +106,9 @@ void step_body(void* context, int rank, int size) {
 
     for (int number = 0; number < d.layers; number++) {
         const SageLayer& layer = d.layer[number];
+        // What nobody reads the last layer leaves out, but for its keys and values.
+        const Part& part = number + 1 < d.layers ? all : *job.read;
+        const int tiles = int(part.tiles.size());
         const auto norm_rows = [&](const float* weight, int kind) {
             return [&, weight, kind](int t) {
                 k.rms_norm(b.x + long(t) * hidden, weight, hidden, layer.eps, normed.data());
@@ -84,9 +118,9 @@ void step_body(void* context, int rank, int size) {
 
         // Queries, keys and values, head by head: normalised, turned, and put where attention reads them.
         const auto for_qkv = norm_rows(layer.input_norm, layer.qkv->kind);
-        prepare_phase(for_qkv);
-        const int all_heads = d.heads + 2 * d.kv_heads, head_groups = dim / kLanes;
-        const Plan& plan = job.plans[job.plan_of[number]];
+        prepare_phase(all, for_qkv);
+        const int head_groups = dim / kLanes, queries = d.heads * tiles;
+        const Plan& plan = part.plans[size_t(job.plan_of[number])];
         const AttentionJob attention = {&k,
                                         {d.heads, d.kv_heads, dim, dim, layer.window, 0.0f},
                                         &step,
@@ -96,10 +130,10 @@ void step_body(void* context, int rank, int size) {
                                         b.attended,
                                         &plan,
                                         b.partials};
-        phases.run(all_heads * tiles, [&](int i) {
-            before_work(for_qkv);
-            const int head = i / tiles;
-            const int t0 = i % tiles * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+        phases.run(queries + 2 * d.kv_heads * all_tiles, [&](int i) {
+            before_work(all, for_qkv);
+            const int head = i < queries ? i / tiles : d.heads + (i - queries) / all_tiles;
+            const auto [t0, t1, row] = i < queries ? part.tiles[size_t(i % tiles)] : all.tiles[size_t((i - queries) % all_tiles)];
             for (int from = t0; from < t1; from += smaller(kTileRows, 2 * kTileRows * 64 / dim)) {
                 const int to = smaller(t1, from + smaller(kTileRows, 2 * kTileRows * 64 / dim));
                 k.linear(layer.qkv, head * head_groups, (head + 1) * head_groups, &b.of_hidden, from, to, buffer, dim);
@@ -128,7 +162,7 @@ void step_body(void* context, int rank, int size) {
             phases.run(pieces * tiles, [&](int i) {
                 first();
                 const int g0 = i / tiles * wide, g1 = smaller(groups, g0 + wide), ld = (g1 - g0) * kLanes;
-                const int t0 = i % tiles * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+                const auto [t0, t1, row] = part.tiles[size_t(i % tiles)];
                 k.linear(m, g0, g1, rows, t0, t1, buffer, ld);
                 for (int t = t0; t < t1; t++) {
                     k.add(b.x + long(t) * hidden + g0 * kLanes, buffer + long(t - t0) * ld, ld);
@@ -143,17 +177,17 @@ void step_body(void* context, int rank, int size) {
             }
             k.prepare(layer.out->kind, from, width, t, t + 1, &b.of_attended);
         };
-        prepare_phase(for_out);
-        add(layer.out, &b.of_attended, [&] { before_work(for_out); });
+        prepare_phase(part, for_out);
+        add(layer.out, &b.of_attended, [&] { before_work(part, for_out); });
 
         // Gate and up in step, so that each piece ends as whole blocks of what the last matrix reads.
         const auto for_mlp = norm_rows(layer.post_norm, layer.gate_up->kind);
-        prepare_phase(for_mlp);
+        prepare_phase(part, for_mlp);
         const int blocks = inner / kBlock, up = inner / kLanes;
         phases.run(blocks * tiles, [&](int i) {
-            before_work(for_mlp);
+            before_work(part, for_mlp);
             const int block = i / tiles;
-            const int t0 = i % tiles * kTileRows, t1 = smaller(tokens, t0 + kTileRows);
+            const auto [t0, t1, row] = part.tiles[size_t(i % tiles)];
             float* ups = buffer + kTileRows * kBlock;
             k.linear(layer.gate_up, block * 2, block * 2 + 2, &b.of_hidden, t0, t1, buffer, kBlock);
             k.linear(layer.gate_up, up + block * 2, up + block * 2 + 2, &b.of_hidden, t0, t1, ups, kBlock);
@@ -162,8 +196,12 @@ void step_body(void* context, int rank, int size) {
         });
         add(layer.down, &b.of_inner, [] {});
     }
-    phases.run(row_pieces, [&](int i) {
-        rows_of_piece(i, [&](int t) { k.rms_norm(b.x + long(t) * hidden, d.norm, hidden, d.eps, job.out + long(t) * hidden); });
+    const Part& read = *job.read;
+    phases.run(int(read.pieces.size()), [&](int i) {
+        const Span& span = read.pieces[size_t(i)];
+        each(span, [&](int t) {
+            k.rms_norm(b.x + long(t) * hidden, d.norm, hidden, d.eps, job.out + long(span.row + t - span.from) * hidden);
+        });
     });
 }
 
@@ -183,8 +221,10 @@ int sage_decoder_run(int level, int threads, const SageDecoder* d, const SageSte
     job.d = d;
     job.step = step;
     job.out = out;
+    Part all = all_of(*step), some;
+    const bool some_are_read = step->read != nullptr && step->reads < tokens;
+    if (some_are_read) some = read_of(*step);
     // Layers of one window share a plan.
-    std::vector<Plan> plans;
     std::vector<int> windows, plan_of(static_cast<size_t>(d->layers));
     int partials = 0;
     for (int i = 0; i < d->layers; i++) {
@@ -192,12 +232,16 @@ int sage_decoder_run(int level, int threads, const SageDecoder* d, const SageSte
         while (at < windows.size() && windows[at] != d->layer[i].window) at++;
         if (at == windows.size()) {
             windows.push_back(d->layer[i].window);
-            plans.push_back(plan_attention({d->heads, d->kv_heads, d->head_dim, d->head_dim, d->layer[i].window, 0.0f}, *step, threads));
-            partials = larger(partials, plans.back().partials);
+            for (Part* part : {&all, &some}) {
+                part->plans.push_back(plan_attention(
+                    {d->heads, d->kv_heads, d->head_dim, d->head_dim, d->layer[i].window, 0.0f}, *step, part->spans, threads));
+                partials = larger(partials, part->plans.back().partials);
+            }
         }
         plan_of[size_t(i)] = int(at);
     }
-    job.plans = plans.data();
+    job.all = &all;
+    job.read = some_are_read ? &some : &all;
     job.plan_of = plan_of.data();
     const int width = d->heads * d->head_dim, phases = 2 + 8 * d->layers;
     const bool own = tokens <= kPrivateRows;

@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 #define SAGE_API __attribute__((visibility("default")))
-#define SAGE_ABI 3
+#define SAGE_ABI 4
 
 // How rows are kept: as GGUF's blocks of that name, or as numbers. They are interleaved in groups of 16, so that one vector
 // holds the same columns of 16 rows.
@@ -94,10 +94,11 @@ typedef struct {
     const int32_t* context_lens;    // [S], this step's tokens included
     const int32_t* const* tables;   // of each group, [S, table_stride]
     int32_t table_stride;
-    int32_t unused;
+    int32_t reads;                  // R
     uint8_t* pool;                  // N blocks: of each layer, of each head, its tiles
     int64_t block_stride;           // bytes of a block
     const int64_t* layer_offset;    // [layers], bytes into a block
+    const int32_t* read;            // [R] tokens in ascending order whose hidden states are wanted, or null for all
 } SageStep;
 
 SAGE_API int sage_abi(void);
@@ -129,7 +130,7 @@ typedef struct {
 SAGE_API int sage_attention(int level, int threads, const SageAttention* shape, const SageStep* step, const void* q,
                             const void* k, const void* v, void* out);
 
-// A whole step: ids to hidden states after the last norm, [T, E] float. -1 when memory is short, -2 for an unknown id.
+// A whole step: ids to hidden states after the last norm, [T, E] float, or [R, E] of the tokens that are read. -1 when memory is short, -2 for an unknown id.
 SAGE_API int sage_decoder_run(int level, int threads, const SageDecoder* decoder, const SageStep* step, float* out);
 
 // What is asked of one row of V scores. Scores are of a SageType, float32 or bfloat16.

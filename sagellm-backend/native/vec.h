@@ -4,6 +4,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace sage {
 namespace {
 
@@ -52,8 +56,21 @@ SAGE_INLINE F16 select16(I16 which, F16 a, F16 b) {
     return (F16)((which & (I16)a) | (~which & (I16)b));
 #endif
 }
-SAGE_INLINE F16 max16(F16 a, F16 b) { return select16(above16(a, b), a, b); }
-SAGE_INLINE F16 min16(F16 a, F16 b) { return select16(above16(b, a), a, b); }
+// Where one of the two is no number, the second.
+SAGE_INLINE F16 max16(F16 a, F16 b) {
+#if defined(__AVX512F__)
+    return (F16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return select16(above16(a, b), a, b);
+#endif
+}
+SAGE_INLINE F16 min16(F16 a, F16 b) {
+#if defined(__AVX512F__)
+    return (F16)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return select16(above16(b, a), a, b);
+#endif
+}
 SAGE_INLINE F16 abs16(F16 a) { return (F16)((U16)a & 0x7fffffffu); }
 SAGE_INLINE float from_bf16(uint16_t h) {
     const uint32_t bits = uint32_t(h) << 16;
@@ -68,8 +85,13 @@ SAGE_INLINE U16 round_bf16(F16 x) {
     const U16 bits = (U16)x;
     return (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
 }
+// Rounded to the nearest even. What is below the smallest normal number may become 0.
 SAGE_INLINE void store_bf16(uint16_t* p, F16 x) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
     *reinterpret_cast<H16u*>(p) = __builtin_convertvector(round_bf16(x), H16u);
+#endif
 }
 SAGE_INLINE uint16_t to_bf16(float x) {
     uint32_t bits;
@@ -89,17 +111,25 @@ SAGE_INLINE float add_up(F16 v) {
     return (b[0] + b[2]) + (b[1] + b[3]);
 }
 SAGE_INLINE float largest(F16 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     const F8 l = low(v), h = high(v), a = l > h ? l : h;
     const F4 m = low(a), n = high(a), b = m > n ? m : n;
     const float x = b[0] > b[1] ? b[0] : b[1], y = b[2] > b[3] ? b[2] : b[3];
     return x > y ? x : y;
+#endif
 }
 
 // exp of x <= 88; below -87 it is 0. Cody and Waite's reduction, then the Taylor series to degree 6 over half an octave.
 SAGE_INLINE F16 exp16(F16 x) {
     const F16 kept = max16(x, splat(-87.0f));
+#if defined(__AVX512F__)
+    const F16 n = (F16)_mm512_roundscale_ps((__m512)(kept * 1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
     const F16 magic = splat(12582912.0f);
     const F16 n = (kept * 1.44269504088896341f + magic) - magic;
+#endif
     const F16 r = (kept - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
     F16 p = splat(1.0f / 720.0f);
     p = p * r + 1.0f / 120.0f;
@@ -108,8 +138,12 @@ SAGE_INLINE F16 exp16(F16 x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    const F16 y = (F16)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     const I16 power = (__builtin_convertvector(n, I16) + 127) << 23;
     const F16 y = p * (F16)power;
+#endif
     return select16(above16(splat(-87.0f), x), F16{}, y);
 }
 

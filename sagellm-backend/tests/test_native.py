@@ -281,6 +281,24 @@ def test_a_sequence_gets_the_same_numbers_alone_batched_and_chunked(level, threa
         assert torch.equal(run(decoder.fast, fused, decoder, steps)[0], whole)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("windows", [(None,) * LAYERS, (None, 40, None)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
+def test_rows_that_are_read_are_those_of_a_whole_step(level, windows, share):
+    decoder = Decoder(windows=windows)
+    fused = native.fuse_decoder(kernels, decoder.unit(decoder.fast), level)
+    dice = np.random.default_rng(2)
+
+    def call(ids, positions, cache, plan):
+        whole = fused(ids, positions, cache, plan)
+        for read in (np.flatnonzero(dice.random(len(ids)) < share), [len(ids) - 1], range(len(ids))):
+            rows = list(map(int, read))
+            assert torch.equal(fused(ids, positions, cache, plan, rows), whole[rows])
+        return whole
+
+    run(decoder.fast, call, decoder, [[300, 130], [0, 1], [1, 1]])
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"layers.1.activation": "gelu"}, {"dtype": DType.FLOAT32}, {"layers.2.rope": None}, {"layers.0.num_heads": 3}],

@@ -59,9 +59,10 @@ class Claiming:
         residual = residual + ops.linear(attended.reshape(len(x), -1), unit.weights[f"{at}out"])
         return self.run_mlp(unit, at, ops.rms_norm(residual, vectors[f"{at}post_norm"], eps)), residual
 
-    def run_decoder(self, unit: FusableUnit, _: str, ids: Any, positions: Any, cache: Any, plan: Any) -> Any:
+    def run_decoder(self, unit: FusableUnit, _: str, ids: Any, positions: Any, cache: Any, plan: Any, read: Any) -> Any:
         config = unit.config
         x, residual = self.ops.embedding(ids, unit.weights["embedding"], config["dtype"]), None
         for layer in range(config["num_layers"]):
             x, residual = self.run_layer(unit, f"layers.{layer}.", x, residual, positions, cache, plan)
-        return self.ops.rms_norm(x + residual, unit.vectors["norm"], config["eps"])
+        hidden = self.ops.rms_norm(x + residual, unit.vectors["norm"], config["eps"])
+        return hidden if read is None else self.ops.take_rows(hidden, read)

@@ -14,6 +14,7 @@ from sagellm_core.models.encoder import Encoder
 from sagellm_protocol.backend import Backend
 from sagellm_protocol.devices import DType
 
+from .hidden import Hidden
 from .inputs import StepInputs, step_inputs
 from .pooling import Pooler
 from .slots import Slots
@@ -51,7 +52,7 @@ class EncoderRunner:
             ops.from_host(self._types(plan, inputs).data, DType.INT32),
             ops.plan_segments(plan.num_scheduled),
         )
-        return StepResult(plan.step, self._pooler.results(plan, inputs, hidden))
+        return StepResult(plan.step, self._pooler.results(plan, inputs, Hidden(self._ops, hidden)))
 
     def _types(self, plan: StepPlan, inputs: StepInputs) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Which of its input's two texts each token belongs to, ``[T]``."""

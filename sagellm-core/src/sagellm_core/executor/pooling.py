@@ -16,6 +16,7 @@ from sagellm_core.core.plan import Pooled, SlotResult, StepPlan
 from sagellm_core.loading.pooling import PoolingKind
 from sagellm_protocol.backend import Backend
 
+from .hidden import Hidden
 from .inputs import StepInputs
 from .slots import Slots
 
@@ -43,24 +44,24 @@ class Pooler:
     sigmoid: bool = False
     _sums: dict[int, Vectors] = field(default_factory=dict)
 
-    def results(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> list[SlotResult]:
+    def results(self, plan: StepPlan, inputs: StepInputs, hidden: Hidden) -> list[SlotResult]:
         """The vectors of the inputs that were read to their end in this step.
 
         Args:
             plan: The step.
             inputs: What was computed.
-            hidden: Hidden states of all its tokens, ``[T, E]``.
+            hidden: Hidden states of all its tokens, where any of them belongs to such an input.
         """
         rows = [row for row, slot in enumerate(plan.slots) if slot in self.slots.pooled]
         if not rows:
             return []
         if self.kind == "mean":
-            self._add(plan, rows, hidden)
+            self._add(plan, rows, hidden.whole)
         done = [row for row in rows if plan.samples[row]]
         if not done:
             return []
         slots = [plan.slots[row] for row in done]
-        vectors = self._means(slots) if self.kind == "mean" else self._tokens(inputs, done, hidden)
+        vectors = self._means(slots) if self.kind == "mean" else self._tokens(inputs, done, hidden.whole)
         return [
             SlotResult(slot, [], vector=self._finished(vector, self.slots.pooled[slot]).tobytes())
             for slot, vector in zip(slots, vectors, strict=True)

@@ -23,6 +23,7 @@ from sagellm_protocol.errors import SageLLMError
 
 from .base import CacheLayout
 from .constraints import Constraints
+from .hidden import Hidden, Tokens
 from .inputs import StepInputs, step_inputs
 from .pooling import Pooler
 from .sampling import SamplingBatches, may_produce
@@ -81,7 +82,7 @@ class Runner:
         if not plan.slots:
             return StepResult(plan.step, [])
         inputs = step_inputs(plan, self._slots)
-        hidden = self._forward(inputs)
+        hidden = self._forward(plan, inputs)
         results = self._sample(plan, inputs, hidden)
         if self._slots.reporting:
             results = _merge(results, self._prompt_logprobs(plan, inputs, hidden), plan.slots)
@@ -89,16 +90,27 @@ class Runner:
             results = _merge([*results, *self._pooler.results(plan, inputs, hidden)], {}, plan.slots)
         return StepResult(plan.step, results)
 
-    def _forward(self, inputs: StepInputs) -> Any:
-        ops = self._ops
-        return self._model.forward(
+    def _read(self, plan: StepPlan, inputs: StepInputs) -> Tokens | None:
+        """The tokens whose hidden states something is made of; ``None`` for all."""
+        if self._slots.reporting or not self._slots.pooled.keys().isdisjoint(plan.slots):
+            return None
+        if len(inputs.ids) == len(plan.slots) and all(plan.samples):
+            return None
+        last: Tokens = inputs.ends[np.asarray(plan.samples)] - 1
+        return last
+
+    def _forward(self, plan: StepPlan, inputs: StepInputs) -> Hidden:
+        ops, read = self._ops, self._read(plan, inputs)
+        states = self._model.forward(
             ops.from_host(inputs.ids.data, DType.INT32),
             ops.from_host(inputs.positions.data, DType.INT32),
             self.cache,
             ops.plan_attention(self.cache, inputs.attention),
+            None if read is None else read.tolist(),
         )
+        return Hidden(ops, states, read)
 
-    def _sample(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> list[SlotResult]:
+    def _sample(self, plan: StepPlan, inputs: StepInputs, hidden: Hidden) -> list[SlotResult]:
         pooled = self._slots.pooled
         rows = [row for row, samples in enumerate(plan.samples) if samples and plan.slots[row] not in pooled]
         stuck: list[int] = []
@@ -113,9 +125,7 @@ class Runner:
         if not rows:
             return settled
         slots = [plan.slots[row] for row in rows]
-        if len(rows) < len(inputs.ids):
-            hidden = self._ops.take_rows(hidden, (inputs.ends[rows] - 1).tolist())
-        drawn = self._draw(hidden, slots)
+        drawn = self._draw(hidden.of(inputs.ends[rows] - 1), slots)
         return _merge([*settled, *drawn], {}, plan.slots) if settled else drawn
 
     def _draw(self, hidden: Any, slots: list[int]) -> list[SlotResult]:
@@ -143,7 +153,7 @@ class Runner:
         ]
         return [self._constraints.accept(result) for result in results] if self._constraints else results
 
-    def _prompt_logprobs(self, plan: StepPlan, inputs: StepInputs, hidden: Any) -> dict[int, list[TokenLogprob]]:
+    def _prompt_logprobs(self, plan: StepPlan, inputs: StepInputs, hidden: Hidden) -> dict[int, list[TokenLogprob]]:
         found: dict[int, list[TokenLogprob]] = {}
         for row, slot in enumerate(plan.slots):
             top = self._slots.sampling(slot).prompt_logprobs
@@ -153,7 +163,7 @@ class Runner:
             targets = self._slots.prompt(slot)[first + 1 : first + 1 + plan.num_scheduled[row]]
             if len(targets):
                 begin = int(inputs.ends[row]) - plan.num_scheduled[row]
-                found[slot] = self._logprobs_of(hidden, begin, np.asarray(targets).tolist(), top)
+                found[slot] = self._logprobs_of(hidden.whole, begin, np.asarray(targets).tolist(), top)
         return found
 
     def _logprobs_of(self, hidden: Any, begin: int, targets: list[int], top: int) -> list[TokenLogprob]:

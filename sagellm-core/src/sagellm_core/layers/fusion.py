@@ -23,7 +23,7 @@ from .norm import Norm, RMSNorm
 MLP, LAYER, DECODER = "mlp", "layer", "decoder"
 
 Stack = Callable[..., Tensor]
-"""From ids, positions, cache and plan to hidden states after the last norm."""
+"""From ids, positions, cache, plan and the rows that are read to hidden states after the last norm."""
 Step = Callable[..., tuple[Tensor, Tensor]]
 """What a :class:`Layer` is to its caller."""
 

@@ -5,7 +5,7 @@ Knows nothing of slots, schedules or sampling; the forward pass reads tensors al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -23,6 +23,9 @@ from sagellm_core.loading.base import Checkpoint
 from sagellm_core.loading.config import ModelConfig, RopeConfig
 from sagellm_protocol.backend import AttentionPlan, Backend, KVCache, KVSpec, RopeSpec
 from sagellm_protocol.devices import DType
+
+Rows = Sequence[int]
+"""Places of rows among a step's tokens."""
 
 
 class Model(Protocol):
@@ -43,7 +46,9 @@ class Model(Protocol):
         """How ranks divide each of its weights, by name."""
         ...
 
-    def forward(self, ids: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan, read: Rows | None = None
+    ) -> Tensor:
         """Compute a step.
 
         Args:
@@ -51,9 +56,11 @@ class Model(Protocol):
             positions: Their positions, ``[T]``.
             cache: The pool; this step's keys and values are written to it.
             plan: Attention metadata of this step.
+            read: The rows whose hidden states are wanted, ``R`` of them in ascending order; ``None`` for all. Of the
+                others a model leaves out what only these need.
 
         Returns:
-            Hidden states after the final norm, ``[T, E]``.
+            Hidden states after the final norm, ``[T, E]``, or ``[R, E]`` of the rows that are read.
         """
         ...
 
@@ -177,13 +184,17 @@ class DecoderModel:
         """What each layer keeps of a token."""
         return tuple(layer.attention.spec for layer in self.layers)
 
-    def forward(self, ids: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan, read: Rows | None = None
+    ) -> Tensor:
         """Compute a step; see :meth:`Model.forward`."""
         if self._stack is not None:
-            return self._stack(ids, positions, cache, plan)
+            return self._stack(ids, positions, cache, plan, read)
         x, residual = self.embedding(ids, positions), None
         for step in self._steps:
             x, residual = step(x, residual, positions, cache, plan)
+        if read is not None:
+            x, residual = self.ops.take_rows(x, read), None if residual is None else self.ops.take_rows(residual, read)
         if residual is None:
             return self.final_norm(x)
         return self.final_norm.after_add(x, residual)[0]

@@ -7,9 +7,10 @@ Knows nothing of models beyond what a unit says.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from sagellm_protocol.backend import FusableUnit, RopeSpec
@@ -101,12 +102,21 @@ class FusedDecoder:
             ctypes.addressof(self._layers),
         )
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, cache: NativeKV, plan: NativePlan) -> torch.Tensor:
-        """Token ids ``[T]`` to hidden states after the last norm, ``[T, E]`` float32."""
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        cache: NativeKV,
+        plan: NativePlan,
+        read: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Token ids ``[T]`` to hidden states after the last norm, float32: ``[T, E]``, or ``[R, E]`` of rows ``read``."""
         ids, positions = ids.to(torch.int32).contiguous(), positions.to(torch.int32).contiguous()
-        out = torch.empty(ids.shape[0], self._hidden)
+        rows = None if read is None else np.ascontiguousarray(read, dtype=np.int32)
+        out = torch.empty(len(ids) if rows is None else len(rows), self._hidden)
         step = plan.struct
         step.ids, step.positions = ids.data_ptr(), positions.data_ptr()
+        step.reads, step.read = (0, None) if rows is None else (len(rows), rows.ctypes.data)
         status = self._library.handle.sage_decoder_run(
             self._level,
             torch.get_num_threads(),

@@ -24,7 +24,7 @@ class NativePlan:
 
     Attributes:
         cache: The pool it is a step over.
-        struct: What the kernels are given; ``ids`` and ``positions`` are the caller's to set.
+        struct: What the kernels are given; ``ids``, ``positions`` and what is read are the caller's to set.
         tokens: New tokens of the step.
     """
 
@@ -52,6 +52,7 @@ class NativePlan:
             cache.address,
             cache.block_bytes,
             cache.layer_offsets.ctypes.data,
+            None,
         )
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-ABI = 3
+ABI = 4
 """Version of the interface these structs describe; a library of another is not used."""
 
 
@@ -58,10 +58,10 @@ class Step(ctypes.Structure):
     _fields_ = [
         *_ints("tokens", "sequences", "block_size", "kv_type"),
         *_pointers("ids", "positions", "query_lens", "context_lens", "tables"),
-        *_ints("table_stride", "unused"),
+        *_ints("table_stride", "reads"),
         *_pointers("pool"),
         ("block_stride", ctypes.c_int64),
-        *_pointers("layer_offset"),
+        *_pointers("layer_offset", "read"),
     ]
 
 
