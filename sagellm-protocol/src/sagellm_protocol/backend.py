@@ -344,8 +344,8 @@ class FusableUnit:
 
     A ``decoder`` is the whole stack: each layer's roles under ``layers.{i}.``, in ``config`` too, the weight
     ``embedding``, the vector ``norm``, and in ``config`` ``num_layers``, ``dtype`` and the last norm's ``eps``. It is
-    called with ``(ids, positions, cache, plan, read)`` for ``[T, E]`` after the last norm, or ``[R, E]`` of the rows that
-    ``read`` names in ascending order (``None`` for all).
+    called with ``(ids, positions, cache, plan, read)`` for ``[T, E]`` after the last norm, or ``[R, E]`` of the rows
+    that ``read`` names in ascending order (``None`` for all).
 
     Attributes:
         kind: What it is (``mlp``, ``layer``, ``decoder``); the names a backend lists in ``fused_units``.

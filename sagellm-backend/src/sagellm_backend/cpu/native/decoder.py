@@ -110,7 +110,7 @@ class FusedDecoder:
         plan: NativePlan,
         read: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Token ids ``[T]`` to hidden states after the last norm, float32: ``[T, E]``, or ``[R, E]`` of rows ``read``."""
+        """Ids ``[T]`` to hidden states after the last norm, float32: ``[T, E]``, or ``[R, E]`` of rows ``read``."""
         ids, positions = ids.to(torch.int32).contiguous(), positions.to(torch.int32).contiguous()
         rows = None if read is None else np.ascontiguousarray(read, dtype=np.int32)
         out = torch.empty(len(ids) if rows is None else len(rows), self._hidden)
