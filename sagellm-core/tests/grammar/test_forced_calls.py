@@ -31,7 +31,7 @@ PARAMETERS: dict[str, Any] = {
 }
 TOOLS = [{"name": "add", "parameters": PARAMETERS}, {"name": "now"}]
 FORM = {"regex": "[0-9]{4}"}
-FORCED = ("hermes", "json", "llama3_json", "mistral")
+FORCED = sorted(TOOL_PARSERS)
 
 
 @pytest.fixture(scope="module")
@@ -121,24 +121,6 @@ def test_parameters_that_cannot_be_followed_are_refused_by_name(llm: LLM) -> Non
     with pytest.raises(SageLLMError, match=r"tools cannot be followed: .*strange") as refused:
         talk(llm, tools=bad, tool_choice="required")
     assert (refused.value.code, refused.value.param) == (ErrorCode.INVALID_REQUEST, "tools")
-
-
-@pytest.mark.parametrize("parser", sorted(set(TOOL_PARSERS) - set(FORCED)))
-def test_forms_of_calls_without_a_grammar_refuse_to_be_forced_by_name(folder: Path, parser: str) -> None:
-    with open_llm(folder, parser) as llm:
-        with pytest.raises(SageLLMError, match="tool_choice") as refused:
-            talk(llm, tools=TOOLS, tool_choice="required")
-        assert refused.value.code is ErrorCode.UNSUPPORTED
-        with pytest.raises(SageLLMError, match="no grammar for this model's form of calls"):
-            talk(llm, tools=TOOLS, structured=FORM)
-        if parser != "harmony":
-            assert talk(llm, structured=FORM).output_text.isdigit()
-
-
-def test_channels_of_an_answer_refuse_a_form_by_name(folder: Path) -> None:
-    with open_llm(folder, "harmony", "harmony") as llm, pytest.raises(SageLLMError, match="harmony") as refused:
-        talk(llm, structured=FORM)
-    assert refused.value.code is ErrorCode.UNSUPPORTED
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,18 @@ Knows the model's form of output, and nothing of how a grammar is followed.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.requests import NamedTool, Request, StructuredOutput, ToolDefinition
 
-from .grammar import ANY_TEXT, GrammarWriter, alternatives
+from .grammar import GrammarWriter, alternatives, regex
 from .text import check_text
 
 _AFTER_REASONING = r"/[ \n\r\t]{1,8}/"
-_REGEX_PIECE = re.compile(r"\\.|.", re.DOTALL)
-_NARROWED = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}
-_ESCAPED = {"/": r"\/", "\n": r"\n", "\r": r"\r", "\\\n": r"\n", "\\\r": r"\r"}
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -51,11 +48,7 @@ class Reasoning:
 
     def before(self, answer: str, writer: GrammarWriter) -> str:
         """Free text up to the closing tag, then ``answer``."""
-        if writer.is_special(self.closes):
-            thought = f"{writer.rule(ANY_TEXT)} {writer.literal(self.closes)}"
-        else:
-            thought = writer.rule(ANY_TEXT, f"[stop={writer.literal(self.closes)}]")
-        thought = f"{thought} {writer.rule(_AFTER_REASONING)}?"
+        thought = f"{writer.up_to(self.closes)} {writer.rule(_AFTER_REASONING)}?"
         if self.opened:
             return f"{thought} {answer}"
         return f"({writer.literal(self.opens)} {thought})? {answer}"
@@ -78,10 +71,10 @@ def chosen_tools(request: Request) -> Sequence[ToolDefinition]:
     return request.tools
 
 
-def arguments_of(tool: ToolDefinition, writer: GrammarWriter) -> str:
-    """What a call's arguments must be. A tool without a schema has none, as with OpenAI's API."""
+def arguments_of(tool: ToolDefinition) -> Mapping[str, Any]:
+    """The schema of a call's arguments. A tool without one takes none, as with OpenAI's API."""
     # A call's arguments are an object even where the schema does not say so.
-    return writer.schema(_NO_ARGUMENTS if tool.parameters is None else {"type": "object", **tool.parameters})
+    return _NO_ARGUMENTS if tool.parameters is None else {"type": "object", **tool.parameters}
 
 
 def form_of(form: StructuredOutput, writer: GrammarWriter) -> str:
@@ -95,7 +88,7 @@ def form_of(form: StructuredOutput, writer: GrammarWriter) -> str:
     if form.json_object:
         return writer.schema({"type": "object"})
     if form.regex is not None:
-        return writer.lark(f"start: /{_within_slashes(form.regex)}/")
+        return writer.lark(f"start: {regex(form.regex)}")
     if form.choice is not None:
         plain = GrammarWriter()  # a choice is text, whatever it spells
         return alternatives([plain.literal(choice) or '""' for choice in form.choice])
@@ -126,27 +119,6 @@ def need_grammars() -> None:
             "structured output and forced calls need llguidance, which is not installed here: pip install llguidance",
             "structured",
         )
-
-
-def _within_slashes(regex: str) -> str:
-    """A regular expression as it may stand between slashes, and as nobody reads it otherwise.
-
-    Python's digits and words are Unicode's, JavaScript's are ASCII's; what is written here is both.
-    """
-    parts: list[str] = []
-    in_class = False
-    for found in _REGEX_PIECE.finditer(regex):
-        piece = found[0]
-        if piece in _NARROWED:
-            piece = _NARROWED[piece] if in_class else f"[{_NARROWED[piece]}]"
-        elif piece in _ESCAPED:
-            piece = _ESCAPED[piece]
-        elif piece == "[":
-            in_class = True
-        elif piece == "]":
-            in_class = False
-        parts.append(piece)
-    return "".join(parts)
 
 
 def _as_lark(grammar: str) -> str:

@@ -21,7 +21,7 @@ import msgspec
 
 from sagellm_core.core.plan import Pooled
 from sagellm_core.core.request import CoreOutput, CoreRequest, PoolRequest
-from sagellm_core.tokenizer import Tokenizer, load_tokenizer
+from sagellm_core.tokenizer import load_tokenizer
 from sagellm_core.tokenizer.inputs import Encoded
 from sagellm_core.transport.base import CoreClient
 from sagellm_core.transport.messages import KVChanges, Ready
@@ -229,16 +229,16 @@ class FrontEngine:
             self._called_off.set()  # the thread goes on until it sees this
             raise
         link = self._link = CoreLink(self._connect(spec, path), self._take, self._take_kv, self._lose)
-        tokenizer = asyncio.ensure_future(asyncio.to_thread(self._load_tokenizer, path))
+        form = asyncio.ensure_future(asyncio.to_thread(self._load_form, path))
         core = asyncio.ensure_future(link.start())
         try:
-            await asyncio.wait([tokenizer, core], return_when=asyncio.FIRST_EXCEPTION)
-            if tokenizer.done():
-                tokenizer.result()
+            await asyncio.wait([form, core], return_when=asyncio.FIRST_EXCEPTION)
+            if form.done():
+                form.result()
             ready = await core
-            loaded = await tokenizer
+            self._form = await form
+            loaded = self._form.tokenizer
             reader = await asyncio.to_thread(input_reader, spec, path, ready, loaded)
-            self._form = choose_form(loaded, tool_parser=spec.tool_parser, reasoning_parser=spec.reasoning_parser)
             self._renderer = PromptRenderer(
                 tokenizer=loaded,
                 model_key=ready.model_key,
@@ -254,8 +254,8 @@ class FrontEngine:
                 link.watch()
         except BaseException:
             core.cancel()
-            await asyncio.wait([core, tokenizer])
-            for task in (core, tokenizer):
+            await asyncio.wait([core, form])
+            for task in (core, form):
                 if not task.cancelled():
                     task.exception()  # one of the two is being raised; the other is not news
             await self._unlink()
@@ -266,14 +266,16 @@ class FrontEngine:
         if link is not None:
             await link.stop()
 
-    def _load_tokenizer(self, path: Path) -> Tokenizer:
+    def _load_form(self, path: Path) -> OutputForm:
+        """The tokenizer, and the form of output, for which the chat template is compiled: beside the core's start."""
         spec, place = self._spec, path
         if spec.tokenizer is not None:
             try:
                 place = self._locate(spec.tokenizer, None)
             except SageLLMError as error:
                 raise SageLLMError(error.code, f"tokenizer: {error.message}", "tokenizer") from error
-        return load_tokenizer(place, chat_template=spec.chat_template)
+        loaded = load_tokenizer(place, chat_template=spec.chat_template)
+        return choose_form(loaded, tool_parser=spec.tool_parser, reasoning_parser=spec.reasoning_parser)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sagellm_core.tokenizer import Tokenizer
 from sagellm_protocol.errors import ErrorCode, SageLLMError
@@ -22,24 +23,33 @@ from .tools import TOOL_PARSERS, Harmony, ToolParser
 
 NONE = "none"
 """Stands for no parser."""
-TOOL_SIGNS: Sequence[tuple[str, str | None]] = (
-    ("<|channel|>", "harmony"),
-    # Between Hermes' tags, but XML, which no parser here reads.
-    ("<function=", None),
-    ("<arg_key>", None),
-    ("<tool_call>", "hermes"),
-    ("[TOOL_CALLS]", "mistral"),
-    ("<｜tool▁calls▁begin｜>", "deepseek"),
-    ("func_name1(", "pythonic"),
-    ("<|python_start|>", "pythonic"),
-    ("<|python_tag|>", "llama3_json"),
-    ("<|start_header_id|>", "llama3_json"),
+TOOL_SIGNS: Sequence[tuple[tuple[str, ...], str | None]] = (
+    (("<|channel|>",), "harmony"),
+    (("<minimax:tool_call>",), "minimax"),
+    (("<seed:tool_call>",), "seed_oss"),
+    (("<function=", "<parameter="), "qwen3_coder"),
+    # Tags around JSON, or what is no form of those here.
+    (("<function=",), None),
+    (("<arg_key>",), "glm"),
+    (("<tool_call>",), "hermes"),
+    (("[TOOL_CALLS]",), "mistral"),
+    (("<|tool_calls_section_begin|>",), "kimi"),
+    (("<｜tool▁calls▁begin｜>", "```json"), "deepseek"),
+    (("<｜tool▁calls▁begin｜>",), "deepseek_v31"),
+    (("<|tool_call|>",), "granite"),
+    (("func_name1(",), "pythonic"),
+    (("<|python_start|>",), "pythonic"),
+    (("<|python_tag|>",), "llama3_json"),
+    (("<|start_header_id|>",), "llama3_json"),
 )
-"""What a template that knows tools says of their form, the first sign that is there; without any it is plain JSON."""
-REASONING_SIGNS: Sequence[tuple[str, str | None]] = (
-    ("<|channel|>", "harmony"),
-    ("[THINK]", "mistral"),
-    ("<think>", "think"),
+"""What a template that knows tools says of their form: the first signs that are all there; without any it is JSON."""
+REASONING_SIGNS: Sequence[tuple[tuple[str, ...], str | None]] = (
+    (("<|channel|>",), "harmony"),
+    (("[THINK]",), "mistral"),
+    (("<seed:think>",), "seed_oss"),
+    (("Here is my thought process:",), "granite"),
+    (("<think>", "<response>"), "think_response"),
+    (("<think>",), "think"),
 )
 """What a template or a vocabulary says of how the model reasons; without any of it, it does not."""
 _TAIL = 16
@@ -98,14 +108,13 @@ class OutputForm:
         if self.reasoning is Harmony or self.tools is Harmony:
             reasons = self.reasoning is Harmony
             called = calls and self.tools is Harmony
-            makers.append(lambda: Harmony(calls=called, reasoning=reasons))
+            makers.append(partial(Harmony, calls=called, reasoning=reasons))
             markers += Harmony.markers
         if self.reasoning is not None and issubclass(self.reasoning, ReasoningParser):
-            tagged, opened = self.reasoning, self._opened(self.reasoning, request, prompt)
-            makers.append(lambda: tagged(opened=opened))
-            markers += tagged.markers()
+            makers.append(partial(self.reasoning, opened=self._opened(self.reasoning, request, prompt)))
+            markers += self.reasoning.markers()
         if calls and self.tools is not None and self.tools is not Harmony:
-            makers.append(self.tools)
+            makers.append(partial(self.tools, {tool.name: arguments_of(tool) for tool in request.tools}))
             markers += self.tools.markers
         if not makers:
             return None
@@ -128,20 +137,17 @@ class OutputForm:
         """
         writer = GrammarWriter(self._special_id)
         talks = request.messages is not None
-        answers: list[str] = []
+        calls = form = None
         if talks and may_call(request) and (forces_call(request) or request.structured is not None):
-            answers.append(self._forced_calls(request, writer))
+            calls = self._forced_calls(request, writer)
         if request.structured is not None and not (talks and forces_call(request)):
-            answers.append(form_of(request.structured, writer))
-        if not answers:
+            form = form_of(request.structured, writer)
+        if calls is None and form is None:
             return None
-        start = answers[0] if len(answers) == 1 else writer.rule(" | ".join(answers))
-        if talks and self.reasoning is Harmony:
-            raise SageLLMError(
-                ErrorCode.UNSUPPORTED,
-                "this model writes its answer into channels of its own (harmony), which no grammar here covers",
-                "structured",
-            )
+        if talks and Harmony in (self.reasoning, self.tools):
+            start = self._in_channels(calls, form, request, prompt, writer)
+        else:
+            start = _either(calls, form, writer)
         if talks and self.reasoning is not None and issubclass(self.reasoning, ReasoningParser):
             reasoning = self.reasoning
             opened = self._opened(reasoning, request, prompt)
@@ -149,16 +155,28 @@ class OutputForm:
         return finished(start, writer, "tools" if forces_call(request) else "structured")
 
     def _forced_calls(self, request: Request, writer: GrammarWriter) -> str:
-        if self.tools is None or not self.tools.can_be_forced:
+        if self.tools is None:
             raise SageLLMError(
                 ErrorCode.UNSUPPORTED,
-                "there is no grammar for this model's form of calls, so they can stand neither forced nor beside a"
-                " form; leave tool_choice at auto without a form, or make it none",
+                "this model's calls cannot be read, so none can be forced and none can stand beside a form; leave the"
+                " tools out, or make tool_choice none",
                 "tool_choice" if forces_call(request) else "structured",
             )
-        arguments = {tool.name: arguments_of(tool, writer) for tool in chosen_tools(request)}
         several = request.parallel_tool_calls and not isinstance(request.tool_choice, NamedTool)
-        return self.tools.forced(arguments, writer, several=several)
+        return self.tools.forced(
+            {tool.name: arguments_of(tool) for tool in chosen_tools(request)}, writer, several=several
+        )
+
+    def _in_channels(
+        self, calls: str | None, form: str | None, request: Request, prompt: RenderedPrompt, writer: GrammarWriter
+    ) -> str:
+        """What is asked for, in messages on channels, with free reasoning before it."""
+        turn = partial(Harmony.turn, writer=writer, prompt=self._tail(prompt), reasons=self.reasoning is Harmony)
+        if request.continue_final_message:
+            # Calls end the message that is continued, and a form is of what continues it.
+            return _either(None if calls is None else turn(calls, within=True), form, writer)
+        answer = None if form is None else Harmony.answered(form, writer)
+        return turn(_either(calls, answer, writer), within=False)
 
     def _special_id(self, marker: str) -> int | None:
         token = self.tokenizer.backend.token_to_id(marker)
@@ -167,8 +185,10 @@ class OutputForm:
     def _opened(self, reasoning: type[ReasoningParser], request: Request, prompt: RenderedPrompt) -> bool:
         if request.continue_final_message and request.messages and reasoning.within(request.messages[-1].text):
             return True
-        tail = self.tokenizer.decode(prompt.token_ids[-_TAIL:], skip_special_tokens=False)
-        return tail.rstrip().endswith(reasoning.opens)
+        return self._tail(prompt).rstrip().endswith(reasoning.opens)
+
+    def _tail(self, prompt: RenderedPrompt) -> str:
+        return self.tokenizer.decode(prompt.token_ids[-_TAIL:], skip_special_tokens=False)
 
     def _special(self, markers: Sequence[str]) -> frozenset[int]:
         found = (self.tokenizer.backend.token_to_id(marker) for marker in markers)
@@ -221,11 +241,22 @@ def _check(param: str, name: str | None, table: Mapping[str, object]) -> None:
         )
 
 
-def _sign(tokenizer: Tokenizer, signs: Sequence[tuple[str, str | None]], otherwise: str | None) -> str | None:
-    for sign, name in signs:
-        if tokenizer.chat.mentions(sign):
+def _sign(
+    tokenizer: Tokenizer, signs: Sequence[tuple[tuple[str, ...], str | None]], otherwise: str | None
+) -> str | None:
+    for words, name in signs:
+        if all(map(tokenizer.chat.mentions, words)):
             return name
-    for sign, name in signs:
-        if tokenizer.backend.token_to_id(sign) is not None:
+    for words, name in signs:
+        if all(tokenizer.backend.token_to_id(word) is not None for word in words):
             return name
     return otherwise
+
+
+def _either(calls: str | None, form: str | None, writer: GrammarWriter) -> str:
+    """Calls or an answer of a form, of which at least one is asked for."""
+    if calls is None or form is None:
+        one = form if calls is None else calls
+        assert one is not None
+        return one
+    return writer.rule(f"{calls} | {form}")

@@ -7,6 +7,7 @@ other tokens can spell; nothing of requests.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ _HEAD = '%llguidance {"no_forcing": true}'
 _SPACE = r"[ \n\r\t]{1,32}"
 """White space that JSON may have at one place: small models else write it without end."""
 ANY_TEXT = r"/(.|\n)*/"
+_REGEX_PIECE = re.compile(r"\\.|.", re.DOTALL)
+_NARROWED = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}
+_ESCAPED = {"/": r"\/", "\n": r"\n", "\r": r"\r", "\\\n": r"\n", "\\\r": r"\r"}
 
 
 class GrammarWriter:
@@ -42,6 +46,17 @@ class GrammarWriter:
         name = f"r{len(self._rules)}"
         self._rules.append(f"{name}{attribute}: {body}")
         return name
+
+    def up_to(self, marker: str, body: str = ANY_TEXT) -> str:
+        """Text that ``body`` matches, by default any, and then ``marker``, which ends it where it first comes.
+
+        Args:
+            marker: A special token, or a text.
+            body: An expression over characters.
+        """
+        if self.is_special(marker):
+            return f"{self.rule(body)} {self.literal(marker)}"
+        return self.rule(body, f"[stop={self.literal(marker)}]")
 
     def schema(self, schema: Mapping[str, Any] | bool) -> str:
         """JSON that a schema allows."""
@@ -74,3 +89,24 @@ class GrammarWriter:
 def alternatives(expressions: list[str]) -> str:
     """Any of them."""
     return expressions[0] if len(expressions) == 1 else f"({' | '.join(expressions)})"
+
+
+def regex(pattern: str) -> str:
+    """A regular expression as it stands in a grammar, between slashes, and as nobody reads it otherwise.
+
+    Python's digits and words are Unicode's, JavaScript's are ASCII's; what is written here is both.
+    """
+    parts: list[str] = []
+    in_class = False
+    for found in _REGEX_PIECE.finditer(pattern):
+        piece = found[0]
+        if piece in _NARROWED:
+            piece = _NARROWED[piece] if in_class else f"[{_NARROWED[piece]}]"
+        elif piece in _ESCAPED:
+            piece = _ESCAPED[piece]
+        elif piece == "[":
+            in_class = True
+        elif piece == "]":
+            in_class = False
+        parts.append(piece)
+    return f"/{''.join(parts)}/"

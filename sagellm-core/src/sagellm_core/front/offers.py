@@ -63,6 +63,6 @@ def _of_conversations(form: OutputForm, *, trusting: bool) -> frozenset[str]:
         features.CHAT_TEMPLATE: trusting,
         features.REASONING_EFFORT: chat.reads("reasoning_effort"),
         features.TOOLS: form.tools is not None,
-        features.TOOL_CHOICE: form.tools is not None and form.tools.can_be_forced,
+        features.TOOL_CHOICE: form.tools is not None,
     }
     return frozenset(name for name, offers in offered.items() if offers)

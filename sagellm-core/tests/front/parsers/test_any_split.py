@@ -7,20 +7,40 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from parsed import as_values, cut, pieces, whole
 from sagellm_core.front.parsing.pieces import Arguments, CallEnd, CallStart, Content, Thought
 from sagellm_core.front.reasoning import REASONING_PARSERS
 from sagellm_core.front.reasoning.base import ReasoningParser
-from sagellm_core.front.tools import TOOL_PARSERS, Harmony
+from sagellm_core.front.tools import TOOL_PARSERS, Harmony, ToolParser
+from sagellm_core.front.tools.schemas import kind_of
+from sagellm_core.front.tools.xml_calls import XMLCalls
 
 Calls = Sequence[tuple[str, dict[str, Any]]]
 
 MARKERS = sorted({marker for parser in TOOL_PARSERS.values() for marker in parser.markers})
+XML = [form for form in TOOL_PARSERS.values() if issubclass(form, XMLCalls)]
+TAGS = sorted({part for form in XML for part in (*form.call, *form.argument, *(form.block or ()))} - {"", ">", '">'})
 FRAGMENTS = [
     *MARKERS,
-    *("<think>", "</think>", "[THINK]", "[/THINK]", "```", "```json\n", "functions.f", " to=functions.g", "analysis"),
+    *TAGS,
+    *(
+        "<think>",
+        "</think>",
+        "[THINK]",
+        "[/THINK]",
+        "<response>",
+        "</response>",
+        "functions.f:0",
+        "\n\n",
+        "True",
+        "```",
+        "```json\n",
+        "functions.f",
+        " to=functions.g",
+        "analysis",
+    ),
     *('{"name": "f", "arguments": {', '{"name": "f", "parameters": {}}', '"a": 1}', "}}", "}", "{", "]", "[", ","),
     *("[f(a=1)]", "f(", "b='x'", "=", ")", '"', "'", "\\", "\\u00e9", "\n", " ", ";", "function", "text", "é", "𝄞"),
 ]
@@ -71,6 +91,53 @@ def _pythonic(calls: Calls) -> str:
     return f"[{', '.join(told)}]"
 
 
+def _kimi(calls: Calls) -> str:
+    told = "".join(
+        f"<|tool_call_begin|>functions.{name}:{index}<|tool_call_argument_begin|>{dumps(given)}<|tool_call_end|>"
+        for index, (name, given) in enumerate(calls)
+    )
+    return f"<|tool_calls_section_begin|>{told}<|tool_calls_section_end|>"
+
+
+def _plain(value: Any) -> str:
+    """As these families' templates write a value: text as it is, all else as JSON."""
+    return value if isinstance(value, str) else dumps(value)
+
+
+def _qwen3_coder(calls: Calls) -> str:
+    def one(name: str, given: dict[str, Any]) -> str:
+        told = "".join(f"<parameter={key}>\n{_plain(value)}\n</parameter>\n" for key, value in given.items())
+        return f"<tool_call>\n<function={name}>\n{told}</function>\n</tool_call>"
+
+    return "\n".join(one(*call) for call in calls)
+
+
+def _glm(calls: Calls, line: str = "\n") -> str:
+    def one(name: str, given: dict[str, Any]) -> str:
+        told = line.join(
+            f"<arg_key>{key}</arg_key>{line}<arg_value>{_plain(value)}</arg_value>" for key, value in given.items()
+        )
+        return f"<tool_call>{name}{line}{told}{line}</tool_call>"
+
+    return line.join(one(*call) for call in calls)
+
+
+def _minimax(calls: Calls) -> str:
+    def one(name: str, given: dict[str, Any]) -> str:
+        told = "".join(f'<parameter name="{key}">{_plain(value)}</parameter>\n' for key, value in given.items())
+        return f'<invoke name="{name}">\n{told}</invoke>\n'
+
+    return f"<minimax:tool_call>\n{''.join(one(*call) for call in calls)}</minimax:tool_call>"
+
+
+def _seed_oss(calls: Calls) -> str:
+    def one(name: str, given: dict[str, Any]) -> str:
+        told = "".join(f"<parameter={key}>{_plain(value)}</parameter>\n" for key, value in given.items())
+        return f"<seed:tool_call>\n<function={name}>\n{told}</function>\n</seed:tool_call>"
+
+    return "\n".join(one(*call) for call in calls)
+
+
 WRITERS: dict[str, tuple[str, Callable[[Calls], str]]] = {
     "hermes": (
         "hermes",
@@ -98,7 +165,17 @@ WRITERS: dict[str, tuple[str, Callable[[Calls], str]]] = {
         lambda calls: "".join(f"[TOOL_CALLS]{name}[ARGS]{dumps(given)}" for name, given in calls),
     ),
     "deepseek": ("deepseek", _deepseek),
-    "deepseek 3.1": ("deepseek", _deepseek_31),
+    "deepseek 3.1": ("deepseek_v31", _deepseek_31),
+    "kimi": ("kimi", _kimi),
+    "granite": (
+        "granite",
+        lambda calls: f"<|tool_call|>{dumps([{'name': name, 'arguments': given} for name, given in calls])}",
+    ),
+    "qwen3_coder": ("qwen3_coder", _qwen3_coder),
+    "glm": ("glm", _glm),
+    "glm, without line breaks": ("glm", lambda calls: _glm(calls, "")),
+    "minimax": ("minimax", _minimax),
+    "seed_oss": ("seed_oss", _seed_oss),
     "harmony": ("harmony", _harmony),
     "json": ("json", lambda calls: f"```json\n{dumps([{'name': n, 'arguments': a} for n, a in calls])}\n```"),
     "json, as OpenAI has it": (
@@ -110,20 +187,47 @@ WRITERS: dict[str, tuple[str, Callable[[Calls], str]]] = {
 }
 
 
+def schemas_of(calls: Calls) -> dict[str, Any]:
+    """What tells plain text from other values: a schema of each argument's kind."""
+    schemas: dict[str, Any] = {}
+    for name, arguments in calls:
+        properties = schemas.setdefault(name, {"properties": {}})["properties"]
+        properties.update({key: {"type": kind_of(value)} for key, value in arguments.items()})
+    return schemas
+
+
+def made(name: str, calls: Calls) -> ToolParser:
+    return TOOL_PARSERS[name](schemas_of(calls))
+
+
+def tells(name: str, calls: Calls) -> bool:
+    """Whether a form can tell these calls at all: text in tags ends where a tag ends it."""
+    form = TOOL_PARSERS[name]
+    if not issubclass(form, XMLCalls):
+        return True
+    kinds: dict[str, set[str]] = {}
+    for function, arguments in calls:
+        for key, value in arguments.items():
+            kinds.setdefault(f"{function}.{key}", set()).add(kind_of(value))
+    inside = [text for _, arguments in calls for text in map(_plain, arguments.values())]
+    return all(len(one) == 1 for one in kinds.values()) and not any(form.argument[2] in text for text in inside)
+
+
 @pytest.mark.parametrize("form", WRITERS)
 @given(calls=CALLS, places=PLACES, before=st.sampled_from(["", "Let me see.\n"]))
 @settings(deadline=None, max_examples=25)
 def test_calls_are_found_however_they_are_split(form: str, calls: Calls, places: list[int], before: str) -> None:
     name, write = WRITERS[form]
+    assume(tells(name, calls))
     text = write(calls)
     if name == "harmony":
         before = ""
-    answer, _, found = whole([TOOL_PARSERS[name]()], cut(before + text, places))
+    answer, _, found = whole([made(name, calls)], cut(before + text, places))
     assert as_values([(function, arguments) for _, function, arguments in found]) == list(calls)
     assert answer == before
-    at_once = pieces(TOOL_PARSERS[name](), [before + text])
-    assert pieces(TOOL_PARSERS[name](), cut(before + text, places)) == at_once
-    assert pieces(TOOL_PARSERS[name](), before + text) == at_once
+    at_once = pieces(made(name, calls), [before + text])
+    assert pieces(made(name, calls), cut(before + text, places)) == at_once
+    assert pieces(made(name, calls), before + text) == at_once
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -134,7 +238,7 @@ def test_calls_that_are_cut_off_are_the_same_however_they_are_split(
 ) -> None:
     name, write = WRITERS[form]
     text = write(calls)[:length]
-    assert pieces(TOOL_PARSERS[name](), cut(text, places)) == pieces(TOOL_PARSERS[name](), [text])
+    assert pieces(made(name, calls), cut(text, places)) == pieces(made(name, calls), [text])
 
 
 @pytest.mark.parametrize("name", TOOL_PARSERS)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from parsed import as_values, calls_in, pieces, whole
 from sagellm_core.front.parsing.pieces import Arguments, CallEnd, CallStart, Content, Thought
+from sagellm_core.front.parsing.python_text import MAX_DEPTH
+from sagellm_core.front.reasoning.granite import Granite, ThinkResponse
 from sagellm_core.front.reasoning.mistral import MistralThink
+from sagellm_core.front.reasoning.seed_oss import SeedThink
 from sagellm_core.front.reasoning.think import Think
 from sagellm_core.front.tools import TOOL_PARSERS, Harmony
 from sagellm_core.front.tools.hermes import Hermes
-from sagellm_core.front.tools.pythonic import MAX_DEPTH
 
 F = [("f", {"a": 1})]
 ONE = '{"name": "f", "arguments": {"a": 1}}'
 BARE = '{"name": "f", "parameters": {"a": 1}}'
 DEEPSEEK = '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+KIMI = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
+    '{"a": 1}<|tool_call_end|><|tool_calls_section_end|>'
+)
+CODER = "<function=f>\n<parameter=a>\n1\n</parameter>\n</function>"
+INVOKE = '<invoke name="f">\n<parameter name="a">1</parameter>\n</invoke>'
 
 FOUND: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     ("hermes", f"a<tool_call>{ONE}</tool_call>b<tool_call>{ONE}</tool_call>c", "abc", F * 2),
@@ -47,6 +56,23 @@ FOUND: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     ("harmony", "<|channel|>commentary to=functions.f<|message|><|call|>", "", [("f", {})]),
     ("harmony", "<|channel|>final<|message|>Hi<|return|>", "Hi", []),
     ("harmony", '<|channel|>analysis to=functions.f<|message|>{"a": 1}<|call|>', "", F),
+    ("kimi", f"a{KIMI}", "a", F),
+    ("kimi", KIMI.replace("functions.f:0", "f"), "", F),
+    ("kimi", KIMI.removeprefix("<|tool_calls_section_begin|>"), "", F),
+    ("granite", f"a<|tool_call|>[{ONE}, {ONE}]b", "ab", F * 2),
+    ("granite", f"<|tool_call|>[{ONE}]<|/tool_call|>", "", F),
+    ("granite", f"<|tool_call|>{ONE}", "", F),
+    ("qwen3_coder", f"Well:\n\n<tool_call>\n{CODER}\n</tool_call>", "Well:\n\n", F),
+    ("qwen3_coder", f"<tool_call>\n{CODER}\n{CODER}\n</tool_call>\nb", "\nb", F * 2),
+    ("qwen3_coder", f"{CODER}\n</tool_call>", "", F),
+    ("qwen3_coder", CODER, "", F),
+    ("qwen3_coder", "<tool_call>\n<function=f>\n</function>\n</tool_call>", "", [("f", {})]),
+    ("qwen3_coder", CODER.replace("\n", ""), "", F),
+    ("glm", "\n<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>", "", F),
+    ("glm", "a<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>b", "ab", F),
+    ("glm", "<tool_call>f\n</tool_call>\n<tool_call>f</tool_call>", "", [("f", {})] * 2),
+    ("minimax", f"<minimax:tool_call>\n{INVOKE}\n{INVOKE}\n</minimax:tool_call>", "", F * 2),
+    ("seed_oss", f"<seed:tool_call>\n{CODER}\n</seed:tool_call>", "", F),
     ("pythonic", "[f(a=1)]", "", F),
     ("pythonic", "Well:\n[f(a=1), f(a=1,),]", "Well:\n", F * 2),
     ("pythonic", "<|python_start|>[f()]<|python_end|>", "", [("f", {})]),
@@ -88,6 +114,16 @@ NONE = [
     ("mistral", "[TOOL_CALLS]f[CALL_ID][ARGS]{}"),
     ("deepseek", "<｜tool▁calls▁begin｜>well"),
     ("deepseek", "<｜tool▁call▁begin｜>tool<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜>"),
+    ("kimi", "<|tool_calls_section_begin|>well"),
+    ("kimi", "<|tool_call_begin|>functions.:0<|tool_call_argument_begin|>{}<|tool_call_end|>"),
+    ("granite", "<|tool_call|>[]"),
+    ("qwen3_coder", f"<tool_call>\n{ONE}\n</tool_call>"),
+    ("qwen3_coder", "Write <function=name> first."),
+    ("qwen3_coder", "<tool_call>\n<function=f>"),
+    ("glm", f"<tool_call>\n{ONE}\n</tool_call>"),
+    ("glm", "<tool_call>f(a)</tool_call>"),
+    ("glm", "<tool_call></tool_call>"),
+    ("minimax", '<minimax:tool_call>\n<invoke name="f>'),
     ("pythonic", "[1, 2]"),
     ("pythonic", "[link](http://a.b)"),
     ("pythonic", "[f(1)]"),
@@ -112,6 +148,65 @@ def test_a_call_that_breaks_off_stands_as_far_as_it_was_told_and_the_rest_is_con
     assert calls_in("pythonic", f"[f(a={deep})]")[0].startswith("[)]")
 
 
+def test_values_that_stand_as_plain_text_are_what_the_schema_says_they_are() -> None:
+    properties: dict[str, Any] = {
+        "zip": {"type": "string"},
+        "days": {"type": "integer"},
+        "hot": {"type": "boolean"},
+        "until": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "at": {"$ref": "#/$defs/place"},
+        "tags": {"type": ["array", "string"]},
+        "size": {"enum": ["1", "2"]},
+        "any": {},
+    }
+    schema = {"properties": properties, "$defs": {"place": {"type": "object"}}}
+    for written, key, value in [
+        ("01234", "zip", "01234"),
+        ('"x"', "zip", '"x"'),
+        ("\n two\nlines \n", "zip", "\n two\nlines \n"),
+        ("</parameter> <b>", "zip", "</parameter> <b>"),
+        ("", "zip", ""),
+        ("null", "zip", "null"),
+        (" 3 ", "days", 3),
+        ("three", "days", "three"),
+        ("3.5", "days", "3.5"),
+        ("True", "hot", True),
+        ("false", "hot", False),
+        ("null", "until", None),
+        ("None", "until", None),
+        ("noon", "until", "noon"),
+        ('{"x": [1.50, "é"]}', "at", {"x": [1.5, "é"]}),
+        ("{'x': (1, None)}", "at", {"x": [1, None]}),
+        ("[1, 2]", "tags", [1, 2]),
+        ("[1, 2", "tags", "[1, 2"),
+        ("2", "size", "2"),
+        ("7", "any", 7),
+        ("seven", "any", "seven"),
+        ("7", "undeclared", 7),
+        ("NaN", "any", "NaN"),
+    ]:
+        text = f"<function=f>\n<parameter={key}>\n{written}\n</parameter>\n</function>"
+        [(_, _, arguments)] = whole([TOOL_PARSERS["qwen3_coder"]({"f": schema})], [text])[2]
+        assert json.loads(arguments) == {key: value}
+        assert isinstance(value, bool) is isinstance(json.loads(arguments)[key], bool)
+
+
+def test_text_in_tags_is_told_while_it_is_written() -> None:
+    parser = TOOL_PARSERS["qwen3_coder"]({"f": {"properties": {"a": {"type": "string"}}}})
+    assert parser.push("<tool_call>\n<function=f>\n<parameter=a>\n") == [CallStart("f"), Arguments('{"a": "')]
+    assert parser.push('say "hi"\n') == [Arguments('say \\"hi\\"')]
+    assert parser.push("</parameter>\n") == []
+    assert parser.push("</function>") == [Arguments('"}'), CallEnd()]
+
+
+def test_calls_in_tags_that_break_off_stand_as_far_as_they_were_told() -> None:
+    begun = CODER[: CODER.index("</function>")]
+    assert calls_in("qwen3_coder", f"{begun}<parameter=b so") == ("<parameter=b so", [("f", '{"a": 1')])
+    assert calls_in("qwen3_coder", f"{begun}so") == ("", [("f", '{"a": 1\n</parameter>\nso')])
+    assert calls_in("qwen3_coder", "<function=f>\n<parameter=a>\n12") == ("", [("f", '{"a": 12')])
+    assert calls_in("glm", "<tool_call>f\n<arg_key>a</arg_key>\noops") == ("<arg_key>a</arg_key>\noops", [("f", "")])
+
+
 def test_a_call_that_is_cut_off_has_no_end() -> None:
     assert pieces(Hermes(), ['<tool_call>{"name": "f", "arguments": {"a": "b']) == [
         CallStart("f"),
@@ -132,6 +227,7 @@ def test_a_mark_that_failed_does_not_hide_the_call_after_it() -> None:
 def test_an_id_that_the_model_gives_is_kept() -> None:
     found = whole([TOOL_PARSERS["mistral"]()], ['[TOOL_CALLS]f[CALL_ID]abc123XYZ[ARGS]{"a": 1}'])
     assert found[2] == [("abc123XYZ", "f", '{"a": 1}')]
+    assert whole([TOOL_PARSERS["kimi"]()], [KIMI])[2] == [("functions.f:0", "f", '{"a": 1}')]
 
 
 @pytest.mark.parametrize("name", TOOL_PARSERS)
@@ -154,6 +250,11 @@ def test_ids_are_made_in_the_familys_own_form() -> None:
     [
         (Think(), "<think>\nhm\n\nso\n</think>\n\nyes", "hm\n\nso", "yes"),
         (Think(), "\n<think>hm</think>", "hm", ""),
+        (ThinkResponse(), "<think>hm</think>\n<response>yes</response>\n", "hm", "yes\n"),
+        (ThinkResponse(opened=True), "hm</think>yes", "hm", "yes"),
+        (Granite(), "Here is my thought process:\nhm\n\nHere is my response:\n\nyes", "hm", "yes"),
+        (Granite(), "Here is my answer", "", "Here is my answer"),
+        (SeedThink(), "<seed:think>hm</seed:think>yes", "hm", "yes"),
         (Think(), "<think>hm", "hm", ""),
         (Think(), "yes <think>no</think>", "", "yes <think>no</think>"),
         (Think(), "<thin", "", "<thin"),

@@ -54,6 +54,17 @@ def read_value(source: Source, tell: Tell) -> Reading[None]:
         tell(scalar)
 
 
+def quoted(text: str) -> str:
+    """``text`` as a JSON string."""
+    return f'"{escaped(text)}"'
+
+
+def escaped(text: str) -> str:
+    """``text`` as it stands within a JSON string; halves of surrogate pairs as escapes, which may be made whole."""
+    inner = json.dumps(text, ensure_ascii=False)[1:-1]
+    return "".join(f"\\u{ord(one):04x}" if 0xD800 <= ord(one) < 0xE000 else one for one in inner)
+
+
 def _nested(source: Source, tell: Tell) -> Reading[None]:
     waiting: list[str] = []
     while True:

@@ -27,7 +27,7 @@ class MalformedError(Exception):
 
 
 class Markers:
-    """Strings to look for; none of them may be part of another."""
+    """Strings to look for; none of them may begin another. Where one ends another, the longer is found."""
 
     def __init__(self, *literals: str) -> None:
         self._literals = literals
@@ -69,6 +69,11 @@ class Source:
         self._at -= keep
         if self._mark is not None:
             self._mark -= keep
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all text that has come was read."""
+        return self._at == len(self._text)
 
     # -- going back ---------------------------------------------------------------------------------------------------
 

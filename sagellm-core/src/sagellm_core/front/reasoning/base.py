@@ -61,7 +61,10 @@ class ReasoningParser(Stage):
             yield from self._answer()
 
     def _answer(self) -> Reading[None]:
-        yield from self._source.rest(lambda text: self._say(Content(text)))
+        yield from self._source.rest(self._tell)
+
+    def _tell(self, text: str) -> None:
+        self._say(Content(text))
 
     def _think(self, text: str) -> None:
         """More reasoning; white space at its end is told only when more follows."""

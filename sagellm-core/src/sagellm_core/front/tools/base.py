@@ -20,6 +20,8 @@ from sagellm_core.front.parsing.pieces import Arguments, CallEnd, CallStart, Con
 from sagellm_core.front.parsing.source import MalformedError, Reading, Tell
 from sagellm_core.front.parsing.stage import Stage
 
+from .schemas import Schema
+
 MAX_NAME = 512
 """Longest name of a function that the contract knows."""
 
@@ -31,14 +33,16 @@ class ToolParser(Stage):
 
     Attributes:
         markers: Strings of the form that vocabularies have as special tokens; they must be part of the text.
-        can_be_forced: Whether :meth:`forced` writes a grammar of the form.
+
+    Args:
+        schemas: For each function's name, the schema of its arguments: some forms write values without their kind.
     """
 
     markers: ClassVar[tuple[str, ...]] = ()
-    can_be_forced: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    def __init__(self, schemas: Mapping[str, Schema] | None = None) -> None:
         super().__init__()
+        self._schemas = schemas or {}
         self._blank: str | None = ""  # white space at the beginning or after a call; None within content
         self._begun = 0
         self._open = False
@@ -50,15 +54,18 @@ class ToolParser(Stage):
         return f"call_{secrets.token_hex(12)}"
 
     @classmethod
-    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+    @abstractmethod
+    def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """An expression for calls of some tools, and nothing beside them.
 
         Args:
-            tools: For each function's name, an expression for its arguments.
+            tools: For each function's name, the schema of its arguments.
             writer: Takes further rules.
             several: There may be more than one call.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` for what the form cannot hold arguments to.
         """
-        raise NotImplementedError(f"{cls.__name__} has no grammar of its form")
 
     @abstractmethod
     def _read_all(self) -> Reading[None]:
@@ -122,7 +129,7 @@ class ToolParser(Stage):
                 self._source.back()
                 if self._begun == before:
                     self._tell(marker)
-            elif self._open and (yield from self._source.peek()):
+            if self._open and (yield from self._source.peek()):
                 self._finish()
         finally:
             self._source.release()

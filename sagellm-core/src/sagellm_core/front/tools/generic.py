@@ -12,6 +12,7 @@ from sagellm_core.front.grammar import GrammarWriter
 from sagellm_core.front.parsing.source import MalformedError, Markers, Reading
 
 from .json_calls import JSONCalls
+from .schemas import Schema
 
 _FENCE = "```"
 _OPENERS = Markers(_FENCE, "{", "[")
@@ -24,7 +25,7 @@ class GenericJSON(JSONCalls):
     bare = True
 
     @classmethod
-    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+    def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """An object, or a list of them."""
         call = cls._call_of_any(tools, writer)
         if not several:

@@ -7,15 +7,19 @@ calls ``f``, whatever its channel. Source: OpenAI's description of the harmony r
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
+from sagellm_core.front.grammar import GrammarWriter, alternatives
 from sagellm_core.front.parsing.json_text import read_value
 from sagellm_core.front.parsing.pieces import Thought
 from sagellm_core.front.parsing.source import MalformedError, Markers, Reading, Tell
 
 from .base import ToolParser
+from .schemas import Schema
 
 _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
+_ROLE = "assistant"
 _HEADER = Markers(_MESSAGE, *_ENDS)
 _BODY = Markers(*_ENDS, _START, _CHANNEL)
 _RECIPIENT = re.compile(r"\bto=functions\.([^\s<]{1,512})")
@@ -28,16 +32,57 @@ class Harmony(ToolParser):
     """Takes messages apart by their headers.
 
     Args:
+        schemas: As any parser's.
         calls: Tell messages to functions as calls; else as content.
         reasoning: Tell the analysis channel as reasoning; else as content.
     """
 
     markers = (_START, _CHANNEL, _MESSAGE, _CONSTRAIN, *_ENDS)
 
-    def __init__(self, *, calls: bool = True, reasoning: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self, schemas: Mapping[str, Schema] | None = None, *, calls: bool = True, reasoning: bool = False
+    ) -> None:
+        super().__init__(schemas)
         self._calls = calls
         self._reasoning = reasoning
+
+    @classmethod
+    def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
+        """Messages to functions. The mark that ends one ends the turn too, where it is a token that ends texts."""
+        calls = [
+            f"{writer.literal(_CHANNEL, f'commentary to=functions.{name} ', _CONSTRAIN, 'json', _MESSAGE)}"
+            f" {writer.schema(schema)}"
+            for name, schema in tools.items()
+        ]
+        call = writer.rule(alternatives(calls))
+        return f"{call} ({writer.literal('<|call|>', _START, _ROLE)} {call})*" if several else call
+
+    @staticmethod
+    def answered(form: str, writer: GrammarWriter) -> str:
+        """An expression for a form on the final channel."""
+        typed = f"({writer.literal(' ', _CONSTRAIN, 'json')})?"  # as it is trained to say of JSON
+        return f"{writer.literal(_CHANNEL, 'final')} {typed} {writer.literal(_MESSAGE)} {form}"
+
+    @staticmethod
+    def turn(messages: str, writer: GrammarWriter, prompt: str, *, reasons: bool, within: bool) -> str:
+        """An expression for a turn that ends in some messages.
+
+        Args:
+            messages: An expression for them, as :meth:`forced` and :meth:`answered` write it.
+            writer: Takes further rules.
+            prompt: The end of what the model reads.
+            reasons: It may think before.
+            within: The prompt ends within a message, which they follow.
+        """
+        opening = writer.literal(_START, _ROLE)
+        if within:
+            head = f"{writer.literal('<|end|>')} {opening}"
+        else:
+            head = "" if prompt.rstrip().endswith(_START + _ROLE) else f"({opening})?"
+        if reasons:
+            thought = f"{writer.literal(_CHANNEL, 'analysis', _MESSAGE)} {writer.up_to('<|end|>')} {opening}"
+            head += f" ({thought})*"
+        return f"{head} {messages}"
 
     def _read_all(self) -> Reading[None]:
         source = self._source

@@ -11,6 +11,7 @@ from sagellm_core.front.grammar import GrammarWriter
 from sagellm_core.front.parsing.source import Markers, Reading
 
 from .json_calls import JSONCalls
+from .schemas import Schema
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _BREAK = "\n"
@@ -23,7 +24,7 @@ class Hermes(JSONCalls):
     markers = (_OPEN, _CLOSE)
 
     @classmethod
-    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+    def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """Blocks, each on lines of its own."""
         call = cls._call_of_any(tools, writer)
         block = writer.rule(f"{writer.literal(_OPEN, _BREAK)} {call} {writer.literal(_BREAK, _CLOSE)}")

@@ -14,6 +14,7 @@ from sagellm_core.front.parsing.json_text import read_string, read_value
 from sagellm_core.front.parsing.source import MalformedError, Reading
 
 from .base import ToolParser
+from .schemas import Schema
 
 ARGUMENTS = ("arguments", "parameters")
 _KNOWN = frozenset({*ARGUMENTS, "name", "function", "type", "id"})
@@ -41,17 +42,16 @@ class JSONCalls(ToolParser):
     """
 
     bare = False
-    can_be_forced = True
     key: ClassVar[str] = "arguments"
 
     @classmethod
-    def _call_of_any(cls, tools: Mapping[str, str], writer: GrammarWriter) -> str:
+    def _call_of_any(cls, tools: Mapping[str, Schema], writer: GrammarWriter) -> str:
         """A rule for one object."""
         calls = []
-        for name, arguments in tools.items():
+        for name, schema in tools.items():
             quoted = json.dumps(name, ensure_ascii=False)
             head = '{"name": ' + quoted + f', "{cls.key}": '
-            calls.append(f"{writer.literal(head)} {arguments}")
+            calls.append(f"{writer.literal(head)} {writer.schema(schema)}")
         close = writer.literal("}")
         return writer.rule(f"{alternatives(calls)} {close}")
 

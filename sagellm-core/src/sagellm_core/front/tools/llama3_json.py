@@ -11,6 +11,7 @@ from sagellm_core.front.grammar import GrammarWriter
 from sagellm_core.front.parsing.source import Markers, Reading
 
 from .json_calls import JSONCalls
+from .schemas import Schema
 
 _TAG = "<|python_tag|>"
 _OPENERS = Markers(_TAG, "{")
@@ -24,7 +25,7 @@ class Llama3JSON(JSONCalls):
     key = "parameters"
 
     @classmethod
-    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+    def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """Objects with semicolons between them."""
         call = cls._call_of_any(tools, writer)
         return f"{call} ({writer.literal('; ')} {call})*" if several else call

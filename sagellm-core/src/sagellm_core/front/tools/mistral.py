@@ -15,6 +15,7 @@ from sagellm_core.front.grammar import GrammarWriter, alternatives
 from sagellm_core.front.parsing.source import MalformedError, Markers, Reading
 
 from .json_calls import JSONCalls
+from .schemas import Schema
 
 _OPEN, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _OPENERS = Markers(_OPEN)
@@ -33,11 +34,11 @@ class Mistral(JSONCalls):
         return "".join(secrets.choice(_ALPHABET) for _ in range(9))
 
     @classmethod
-    def forced(cls, tools: Mapping[str, str], writer: GrammarWriter, *, several: bool) -> str:
+    def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """The second form where the vocabulary has its token, else the first."""
         if writer.is_special(_ARGUMENTS):
-            heads = {name: writer.literal(_OPEN, name, _ARGUMENTS) for name in tools}
-            call = writer.rule(alternatives([f"{heads[name]} {arguments}" for name, arguments in tools.items()]))
+            calls = [f"{writer.literal(_OPEN, name, _ARGUMENTS)} {writer.schema(tools[name])}" for name in tools]
+            call = writer.rule(alternatives(calls))
             return f"{call}+" if several else call
         call = cls._call_of_any(tools, writer)
         more = f"({writer.literal(', ')} {call})*" if several else ""

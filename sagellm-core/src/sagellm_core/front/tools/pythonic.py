@@ -6,34 +6,37 @@ Llama 4; the literals are those of the Python language reference.
 
 from __future__ import annotations
 
-import json
-import math
 import re
+from collections.abc import Mapping
 
+from sagellm_core.front.grammar import GrammarWriter, alternatives
+from sagellm_core.front.parsing.json_text import quoted
+from sagellm_core.front.parsing.python_text import read_python
 from sagellm_core.front.parsing.source import MalformedError, Markers, Reading
 
 from .base import ToolParser
+from .schemas import Schema
+from .written import arguments_one_by_one, as_python, check_name
 
-MAX_DEPTH = 64
-"""Lists within lists that an argument may have."""
 _START, _END, _TAG = "<|python_start|>", "<|python_end|>", "<|python_tag|>"
 _OPENERS = Markers(_START, _TAG, "[")
 _FUNCTION = re.compile(r"[\w.\-]*")
 _NAME = re.compile(r"\w*")
-_SCALAR = re.compile(r"[\w.+\-]*")
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-_STOPS = {quote: re.compile(rf"[{quote}\\]") for quote in "'\""}
-_HEX = re.compile(r"[0-9A-Fa-f]+")
-_CONSTANTS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
-_ESCAPES = {"\n": "", "\\": "\\", "'": "'", '"': '"'} | dict(zip("abfnrtv", "\a\b\f\n\r\t\v", strict=True))
-_CODE_POINTS = {"x": 2, "u": 4, "U": 8}
-_LONGEST_NUMBER = 400
+_COMMA = ", "
+_NOTHING = '""'
 
 
 class Pythonic(ToolParser):
     """A list of calls with keyword arguments."""
 
     markers = (_START, _END, _TAG)
+
+    @classmethod
+    def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
+        """A list; arguments in the schema's order."""
+        call = writer.rule(alternatives([_one_of(name, schema, writer) for name, schema in tools.items()]))
+        more = f"({writer.literal(_COMMA)} {call})*" if several else ""
+        return f"{writer.literal('[')} {call} {more} {writer.literal(']')}"
 
     def _read_all(self) -> Reading[None]:
         while marker := (yield from self._source.until(_OPENERS, self._tell)):
@@ -86,9 +89,9 @@ class Pythonic(ToolParser):
                 raise MalformedError
             if opening == "{":
                 self._begin(name)
-            self._argue(f"{opening}{_quoted(key)}: ")
+            self._argue(f"{opening}{quoted(key)}: ")
             opening = ", "
-            yield from self._value(MAX_DEPTH)
+            yield from read_python(source, self._argue)
             yield from source.space()
             if (yield from source.accept(",")):
                 yield from source.space()
@@ -100,133 +103,15 @@ class Pythonic(ToolParser):
         self._argue("}")
         self._finish()
 
-    # -- values -------------------------------------------------------------------------------------------------------
 
-    def _value(self, depth: int) -> Reading[None]:
-        opener = yield from self._source.peek()
-        if not depth:
-            raise MalformedError
-        if opener in ("'", '"'):
-            yield from self._string()
-        elif opener == "[":
-            yield from self._list("]", depth)
-        elif opener == "(":
-            yield from self._list(")", depth)
-        elif opener == "{":
-            yield from self._dictionary(depth)
-        else:
-            self._argue(_scalar((yield from self._source.run(_SCALAR))))
-
-    def _list(self, closer: str, depth: int) -> Reading[None]:
-        source = self._source
-        yield from source.read()
-        self._argue("[")
-        yield from source.space()
-        first = True
-        while not (yield from source.accept(closer)):
-            self._argue("" if first else ", ")
-            first = False
-            yield from self._value(depth - 1)
-            yield from self._comma_or(closer)
-        self._argue("]")
-
-    def _dictionary(self, depth: int) -> Reading[None]:
-        source = self._source
-        yield from source.read()
-        self._argue("{")
-        yield from source.space()
-        first = True
-        while not (yield from source.accept("}")):
-            self._argue("" if first else ", ")
-            first = False
-            yield from self._string()
-            yield from source.space()
-            yield from source.take(":")
-            yield from source.space()
-            self._argue(": ")
-            yield from self._value(depth - 1)
-            yield from self._comma_or("}")
-        self._argue("}")
-
-    def _comma_or(self, closer: str) -> Reading[None]:
-        source = self._source
-        yield from source.space()
-        if (yield from source.accept(",")):
-            yield from source.space()
-        elif not (yield from source.comes(closer)):
-            raise MalformedError
-
-    def _string(self) -> Reading[None]:
-        source = self._source
-        quote = yield from source.read()
-        if quote not in _STOPS:
-            raise MalformedError
-        self._argue('"')
-        while True:
-            stop = yield from source.up_to(_STOPS[quote], self._quote_plain)
-            if stop == quote:
-                break
-            if not stop:
-                raise MalformedError
-            self._argue(_escaped((yield from self._escape())))
-        self._argue('"')
-
-    def _quote_plain(self, text: str) -> None:
-        self._argue(_escaped(text))
-
-    def _escape(self) -> Reading[str]:
-        """What stands for the rest of an escape, its backslash having been read."""
-        source = self._source
-        character = yield from source.read()
-        if not character:
-            raise MalformedError
-        if character in _ESCAPES:
-            return _ESCAPES[character]
-        if character in _CODE_POINTS:
-            return (yield from self._code_point(_CODE_POINTS[character]))
-        if character in "01234567":
-            rest = ""
-            while len(rest) < 2 and (yield from source.peek()) in tuple("01234567"):
-                rest += yield from source.read()
-            return chr(int(character + rest, 8))
-        return "\\" + character
-
-    def _code_point(self, digits: int) -> Reading[str]:
-        text = ""
-        for _ in range(digits):
-            text += yield from self._source.read()
-        if len(text) != digits or not _HEX.fullmatch(text) or int(text, 16) > 0x10FFFF:
-            raise MalformedError
-        return chr(int(text, 16))
-
-
-def _scalar(token: str) -> str:
-    """A number or a constant of Python as JSON."""
-    if token in _CONSTANTS:
-        return _CONSTANTS[token]
-    if _NUMBER.fullmatch(token):
-        return token
-    if len(token) <= _LONGEST_NUMBER:
-        # Python has more ways than JSON to write a number.
-        for read in (_integer, float):
-            try:
-                value = read(token)
-            except ValueError:
-                continue
-            if math.isfinite(value):
-                return json.dumps(value)
-    raise MalformedError
-
-
-def _integer(token: str) -> int:
-    return int(token, 0)
-
-
-def _quoted(text: str) -> str:
-    return f'"{_escaped(text)}"'
-
-
-def _escaped(text: str) -> str:
-    """``text`` as it stands within a JSON string; halves of surrogate pairs as escapes, which may be made whole."""
-    inner = json.dumps(text, ensure_ascii=False)[1:-1]
-    return "".join(f"\\u{ord(one):04x}" if 0xD800 <= ord(one) < 0xE000 else one for one in inner)
+def _one_of(name: str, schema: Schema, writer: GrammarWriter) -> str:
+    """A call of one function, with commas between those of its arguments that are there."""
+    check_name(name, _FUNCTION, "function")
+    first = later = _NOTHING  # what may come from an argument on where none was written before it, and where one was
+    for argument in reversed(arguments_one_by_one(name, schema)):
+        check_name(argument.name, _NAME, "parameter")
+        told = f"{writer.literal(argument.name, '=')} {as_python(argument, schema, writer)} {later}"
+        rest = writer.rule(told)
+        first = rest if argument.required else f"({rest} | {first})"
+        later = writer.rule(f"{writer.literal(_COMMA)} {rest}" + ("" if argument.required else f" | {later}"))
+    return f"{writer.literal(name, '(')} {first} {writer.literal(')')}"
