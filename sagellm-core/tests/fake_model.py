@@ -23,8 +23,8 @@ POISON = CHARACTERS.index("~") + 1
 """The token that the fake cannot compute."""
 
 
-def write_tokenizer(folder: Path) -> Path:
-    """One token a character."""
+def write_tokenizer(folder: Path, *special: str) -> Path:
+    """One token a character, and some that are special."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {"</s>": EOS, **{character: index for index, character in enumerate(CHARACTERS, start=1)}}
@@ -32,7 +32,7 @@ def write_tokenizer(folder: Path) -> Path:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("</s>", *special)])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 

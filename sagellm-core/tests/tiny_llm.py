@@ -10,11 +10,11 @@ import transformers
 from fake_model import VOCAB, write_tokenizer
 
 
-def write_tiny(folder: Path, context: int = 512) -> Path:
-    """Save it there."""
+def write_tiny(folder: Path, *special: str, context: int = 512) -> Path:
+    """Save it there, with some special tokens beside."""
     torch.manual_seed(5)
     config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=VOCAB + len(special),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -26,4 +26,4 @@ def write_tiny(folder: Path, context: int = 512) -> Path:
         eos_token_id=0,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return write_tokenizer(folder)
+    return write_tokenizer(folder, *special)

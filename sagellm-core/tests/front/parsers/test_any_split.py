@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,8 +15,7 @@ from sagellm_core.front.reasoning.base import ReasoningParser
 from sagellm_core.front.tools import TOOL_PARSERS, Harmony, ToolParser
 from sagellm_core.front.tools.schemas import kind_of
 from sagellm_core.front.tools.xml_calls import XMLCalls
-
-Calls = Sequence[tuple[str, dict[str, Any]]]
+from written_calls import WRITERS, Calls, plain
 
 MARKERS = sorted({marker for parser in TOOL_PARSERS.values() for marker in parser.markers})
 XML = [form for form in TOOL_PARSERS.values() if issubclass(form, XMLCalls)]
@@ -56,137 +54,6 @@ CALLS = st.lists(st.tuples(NAMES, OBJECTS), min_size=1, max_size=3)
 PLACES = st.lists(st.integers(0, 10_000), max_size=40)
 
 
-def dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _object(key: str) -> Callable[[tuple[str, dict[str, Any]]], str]:
-    return lambda call: dumps({"name": call[0], key: call[1]})
-
-
-def _deepseek(calls: Calls) -> str:
-    told = "\n".join(
-        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{dumps(given)}\n```<｜tool▁call▁end｜>"
-        for name, given in calls
-    )
-    return f"<｜tool▁calls▁begin｜>{told}<｜tool▁calls▁end｜>"
-
-
-def _deepseek_31(calls: Calls) -> str:
-    told = "".join(
-        f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{dumps(given)}<｜tool▁call▁end｜>" for name, given in calls
-    )
-    return f"<｜tool▁calls▁begin｜>{told}<｜tool▁calls▁end｜>"
-
-
-def _harmony(calls: Calls) -> str:
-    return "<|start|>assistant".join(
-        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{dumps(given)}<|call|>"
-        for name, given in calls
-    )
-
-
-def _pythonic(calls: Calls) -> str:
-    told = (f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})" for name, given in calls)
-    return f"[{', '.join(told)}]"
-
-
-def _kimi(calls: Calls) -> str:
-    told = "".join(
-        f"<|tool_call_begin|>functions.{name}:{index}<|tool_call_argument_begin|>{dumps(given)}<|tool_call_end|>"
-        for index, (name, given) in enumerate(calls)
-    )
-    return f"<|tool_calls_section_begin|>{told}<|tool_calls_section_end|>"
-
-
-def _plain(value: Any) -> str:
-    """As these families' templates write a value: text as it is, all else as JSON."""
-    return value if isinstance(value, str) else dumps(value)
-
-
-def _qwen3_coder(calls: Calls) -> str:
-    def one(name: str, given: dict[str, Any]) -> str:
-        told = "".join(f"<parameter={key}>\n{_plain(value)}\n</parameter>\n" for key, value in given.items())
-        return f"<tool_call>\n<function={name}>\n{told}</function>\n</tool_call>"
-
-    return "\n".join(one(*call) for call in calls)
-
-
-def _glm(calls: Calls, line: str = "\n") -> str:
-    def one(name: str, given: dict[str, Any]) -> str:
-        told = line.join(
-            f"<arg_key>{key}</arg_key>{line}<arg_value>{_plain(value)}</arg_value>" for key, value in given.items()
-        )
-        return f"<tool_call>{name}{line}{told}{line}</tool_call>"
-
-    return line.join(one(*call) for call in calls)
-
-
-def _minimax(calls: Calls) -> str:
-    def one(name: str, given: dict[str, Any]) -> str:
-        told = "".join(f'<parameter name="{key}">{_plain(value)}</parameter>\n' for key, value in given.items())
-        return f'<invoke name="{name}">\n{told}</invoke>\n'
-
-    return f"<minimax:tool_call>\n{''.join(one(*call) for call in calls)}</minimax:tool_call>"
-
-
-def _seed_oss(calls: Calls) -> str:
-    def one(name: str, given: dict[str, Any]) -> str:
-        told = "".join(f"<parameter={key}>{_plain(value)}</parameter>\n" for key, value in given.items())
-        return f"<seed:tool_call>\n<function={name}>\n{told}</function>\n</seed:tool_call>"
-
-    return "\n".join(one(*call) for call in calls)
-
-
-WRITERS: dict[str, tuple[str, Callable[[Calls], str]]] = {
-    "hermes": (
-        "hermes",
-        lambda calls: "\n".join(f"<tool_call>\n{_object('arguments')(call)}\n</tool_call>" for call in calls),
-    ),
-    "hermes, arguments first": (
-        "hermes",
-        lambda calls: "".join(
-            f"<tool_call>{dumps({'arguments': given, 'name': name})}</tool_call>" for name, given in calls
-        ),
-    ),
-    "llama3_json": ("llama3_json", lambda calls: "; ".join(map(_object("parameters"), calls))),
-    "llama3_json, tagged": (
-        "llama3_json",
-        lambda calls: "<|python_tag|>" + "\n".join(map(_object("parameters"), calls)),
-    ),
-    "pythonic": ("pythonic", _pythonic),
-    "pythonic, tagged": ("pythonic", lambda calls: f"<|python_start|>{_pythonic(calls)}<|python_end|>"),
-    "mistral": (
-        "mistral",
-        lambda calls: f"[TOOL_CALLS]{dumps([{'name': name, 'arguments': given} for name, given in calls])}",
-    ),
-    "mistral, by name": (
-        "mistral",
-        lambda calls: "".join(f"[TOOL_CALLS]{name}[ARGS]{dumps(given)}" for name, given in calls),
-    ),
-    "deepseek": ("deepseek", _deepseek),
-    "deepseek 3.1": ("deepseek_v31", _deepseek_31),
-    "kimi": ("kimi", _kimi),
-    "granite": (
-        "granite",
-        lambda calls: f"<|tool_call|>{dumps([{'name': name, 'arguments': given} for name, given in calls])}",
-    ),
-    "qwen3_coder": ("qwen3_coder", _qwen3_coder),
-    "glm": ("glm", _glm),
-    "glm, without line breaks": ("glm", lambda calls: _glm(calls, "")),
-    "minimax": ("minimax", _minimax),
-    "seed_oss": ("seed_oss", _seed_oss),
-    "harmony": ("harmony", _harmony),
-    "json": ("json", lambda calls: f"```json\n{dumps([{'name': n, 'arguments': a} for n, a in calls])}\n```"),
-    "json, as OpenAI has it": (
-        "json",
-        lambda calls: "\n".join(
-            dumps({"type": "function", "id": "x", "function": {"name": n, "arguments": dumps(a)}}) for n, a in calls
-        ),
-    ),
-}
-
-
 def schemas_of(calls: Calls) -> dict[str, Any]:
     """What tells plain text from other values: a schema of each argument's kind."""
     schemas: dict[str, Any] = {}
@@ -209,7 +76,7 @@ def tells(name: str, calls: Calls) -> bool:
     for function, arguments in calls:
         for key, value in arguments.items():
             kinds.setdefault(f"{function}.{key}", set()).add(kind_of(value))
-    inside = [text for _, arguments in calls for text in map(_plain, arguments.values())]
+    inside = [text for _, arguments in calls for text in map(plain, arguments.values())]
     return all(len(one) == 1 for one in kinds.values()) and not any(form.argument[2] in text for text in inside)
 
 

@@ -13,5 +13,6 @@ class SeedOSS(XMLCalls):
 
     markers = ("<seed:tool_call>", "</seed:tool_call>")
     block = ("<seed:tool_call>", "</seed:tool_call>")
+    one_a_block = True
     call = ("<function=", ">", "</function>")
     argument = ("<parameter=", ">", "</parameter>")

@@ -137,7 +137,7 @@ class _Marks:
         bodies = _bodies(schema, where)
         if not bodies:
             return self._writer.up_to(self._ends)
-        mark = regex(_escaped(self._ends))[1:-1]
+        mark = regex(re.escape(self._ends))[1:-1]
         return self._writer.up_to(self._stop, " & ".join([*bodies, rf"~/(.|\n)*{mark}(.|\n)*/"]))
 
 
@@ -256,10 +256,6 @@ def _refuse_others(schema: Schema, known: frozenset[str], where: str) -> None:
     others = sorted(set(schema) - known - _NOTES)
     if others:
         raise _unsupported(f"{where} cannot be held to {', '.join(map(json.dumps, others))}")
-
-
-def _escaped(text: str) -> str:
-    return "".join(one if one.isalnum() else "\\" + one for one in text)
 
 
 def _contradiction(what: str) -> SageLLMError:
