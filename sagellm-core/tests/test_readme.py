@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def test_every_option_is_documented(named: set[str]) -> None:
 def test_parsers_and_their_signs_are_those_there_are(text: str, named: set[str]) -> None:
     assert {*TOOL_PARSERS, *REASONING_PARSERS} <= named
     cells = text.replace("\\|", "|")
-    assert all(f"`{sign}`" in cells for sign, _ in (*TOOL_SIGNS, *REASONING_SIGNS))
+    signs = (words for words, _ in (*TOOL_SIGNS, *REASONING_SIGNS))
+    assert all(f"`{sign}`" in cells or f"` {sign} `" in cells for sign in {*chain(*signs)})
 
 
 def test_every_environment_variable_that_is_read_is_documented(named: set[str]) -> None:
