@@ -6,13 +6,13 @@ Knows nothing of serving.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
 from collections.abc import Sequence
 
 from sagellm_protocol import SageLLMError
 
+from .loop import run
 from .server import serve
 from .settings import PREFIX, load_settings
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             level=logging.DEBUG if settings.log_level == "trace" else settings.log_level.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
-        asyncio.run(serve(None, settings, lambda url: print(f"serving on {url}", file=sys.stderr, flush=True)))  # noqa: T201
+        run(serve(None, settings, lambda url: print(f"serving on {url}", file=sys.stderr, flush=True)))  # noqa: T201
     except SageLLMError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 1

@@ -6,7 +6,6 @@ given, so that whatever an engine prints cannot be taken for a report. People us
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sagellm_protocol import EngineSpec, ErrorCode, ErrorInfo, SageLLMError
 
+from .loop import run
 from .server import serve_engine
 
 
@@ -53,7 +53,7 @@ def main() -> int:
                 pipe.write(what.model_dump_json().encode() + b"\n")
 
     try:
-        asyncio.run(
+        run(
             serve_engine(
                 orders.spec,
                 orders.host,

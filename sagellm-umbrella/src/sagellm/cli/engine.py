@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 import typer
@@ -56,4 +55,5 @@ def engine(
 
     with activity("starting …") as report:
         fetch(spec, report)
-    asyncio.run(server.serve_engine(spec, host, port, api_key, drain_s=drain, on_ready=announce))
+    run = component("sagellm_control_plane.remote.loop").run
+    run(server.serve_engine(spec, host, port, api_key, drain_s=drain, on_ready=announce))

@@ -69,7 +69,8 @@ def serve(
         plugins.CONTROL_PLANES, "default", ControlPlane, policy=policy, routing=routing, max_queued=max_queued
     )
     spec = engine_spec(engine_options, model) if model is not None or not attach else None
-    asyncio.run(_serve(server, plane, settings, spec, [(url, attach_key) for url in attach or ()], as_json))
+    run = component("sagellm_gateway.loop").run
+    run(_serve(server, plane, settings, spec, [(url, attach_key) for url in attach or ()], as_json))
 
 
 async def _serve(
