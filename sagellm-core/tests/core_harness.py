@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from typing import Any
 
@@ -10,6 +11,8 @@ from sagellm_core.core.loop import EngineCore, Outputs
 from sagellm_core.core.plan import StepPlan, TokenSampling
 from sagellm_core.core.request import Beginning, CoreOutput, CoreRequest, Ending
 from sagellm_core.core.sizing import CoreLimits
+
+LONG_S = 20.0
 
 
 class Harness:
@@ -30,6 +33,8 @@ class Harness:
         length = max_model_len or num_blocks * block_size
         limits = CoreLimits(num_blocks, block_size, max_num_seqs, max_num_batched_tokens, length)
         self.core = EngineCore(self.executor, limits, **options)
+        self.woken = threading.Event()
+        self.core.wake = self.woken.set
         self.tokens: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         self.beginnings: dict[tuple[int, int], Beginning] = {}
         self.endings: dict[tuple[int, int], Ending] = {}
@@ -64,11 +69,16 @@ class Harness:
         return self._keep(self.core.abort(None, ticket, index))
 
     def run(self, most_steps: int = 2000) -> None:
-        """Step until nothing is in flight."""
+        """Do as a server does until nothing is in flight: settle, step, and wait to be woken where neither helps."""
         for _ in range(most_steps):
+            self.settle()
             if not self.core.in_flight:
                 return
-            self.step()
+            if self.core.has_work:
+                self.step()
+            elif not self.core.has_chores:
+                assert self.woken.wait(LONG_S), "nothing happens any more"
+                self.woken.clear()
         raise AssertionError(f"{self.core.in_flight} requests are still in flight after {most_steps} steps")
 
     def _keep(self, outputs: Outputs) -> Outputs:

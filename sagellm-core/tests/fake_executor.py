@@ -107,6 +107,24 @@ class FakeExecutor:
         self._layout = layout
         return layout.num_blocks * layout.block_size * 16 * len(self.specs)
 
+    kv_layout = "fake-1"
+
+    def export_blocks(self, blocks: list[int]) -> bytes:
+        assert self._layout is not None
+        size = self._layout.block_size
+        return b"".join(
+            self._cache[0][block, offset].to_bytes(16, "little") for block in blocks for offset in range(size)
+        )
+
+    def import_blocks(self, blocks: list[int], data: Any) -> None:
+        assert self._layout is not None
+        size = self._layout.block_size
+        assert len(data) == 16 * size * len(blocks)
+        for place in range(size * len(blocks)):
+            block, offset = divmod(place, size)
+            value = int.from_bytes(data[16 * place : 16 * place + 16], "little")
+            self._cache[0][blocks[block], offset] = value
+
     def run(self, plan: StepPlan) -> Done:
         assert self._layout is not None
         assert plan.step == len(self.plans)

@@ -53,6 +53,7 @@ class ToyCache:
     num_blocks: int
     block_size: int
     layers: list[tuple[np.ndarray, np.ndarray]]
+    layout: str = "toy-1"
 
     @property
     def nbytes(self) -> int:

@@ -77,6 +77,9 @@ class PagedKV:
         groups: Of each layer, the place of its spec among those.
     """
 
+    layout = "planes-1"
+    """Changes whenever :meth:`export` does."""
+
     def __init__(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         self.specs = tuple(specs)
         self.num_blocks = num_blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings, strategies as st
@@ -10,7 +11,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from core_harness import Harness, assert_all_free
 from fake_executor import FULL, FakeExecutor, alone
 from sagellm_core.core.sequence import Finish
+from sagellm_core.offload.host import HostTier
+from sagellm_core.offload.layout import BlockLayout
+from sagellm_core.offload.shelf import Shelf
 from sagellm_protocol import KVSpec
+
+
+def _host(limit: int) -> Callable[[BlockLayout], Shelf]:
+    """Host memory for what the pool gives up."""
+    return lambda layout: Shelf([HostTier(limit)])
+
 
 WINDOWED = KVSpec(1, 2, 2, window=5)
 LAYERS = [(FULL,), (WINDOWED,), (FULL, WINDOWED)]
@@ -27,6 +37,7 @@ class CoreMachine(RuleBasedStateMachine):
         spare_tokens=st.integers(0, 12),
         pace=st.sampled_from([(1,), (1,), (1, 3, 1, 2), (2, 0, 1)]),
         prefix_caching=st.booleans(),
+        kept=st.sampled_from([0, 0, 3, 100]),
     )
     def start(
         self,
@@ -37,6 +48,7 @@ class CoreMachine(RuleBasedStateMachine):
         spare_tokens: int,
         pace: tuple[int, ...],
         prefix_caching: bool,
+        kept: int,
     ) -> None:
         self.windows = tuple(spec.window for spec in dict.fromkeys(specs))
         self.harness = Harness(
@@ -46,6 +58,7 @@ class CoreMachine(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_seqs + spare_tokens,
             prefix_caching=prefix_caching,
+            open_shelf=_host(kept * 16 * block_size) if kept and prefix_caching and specs == (FULL,) else None,
         )
         self.core = self.harness.core
         self.asked: dict[tuple[int, int], tuple[list[int], int, int | None]] = {}
@@ -77,6 +90,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
         for _ in range(times):
+            self.harness.settle()
             self.harness.step()
 
     @rule(data=st.data(), whole=st.booleans())
@@ -120,6 +134,7 @@ class CoreMachine(RuleBasedStateMachine):
         while self.leases:
             self.end_lease()
         self.harness.run()
+        self.core.stop()
         assert_all_free(self.core)
         assert self.harness.endings.keys() == self.asked.keys()
         for place, (prompt, max_tokens, eos) in self.asked.items():

@@ -152,6 +152,11 @@ class KVCache(Protocol):
         """Bytes of the whole pool, whether touched yet or not."""
         ...
 
+    @property
+    def layout(self) -> str:
+        """Name and version of how a block's bytes lie, as they are exported; equal only where they may be imported."""
+        ...
+
 
 @dataclass(frozen=True)
 class AttentionBatch:

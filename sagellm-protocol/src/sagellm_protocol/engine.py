@@ -54,6 +54,12 @@ class EngineSpec(Ask):
     kv_cache_dtype: str = "auto"
     block_size: int | None = Field(default=None, ge=1)
     prefix_caching: bool = True
+    kv_offload_memory_bytes: int | None = Field(default=None, ge=1)
+    """Host memory for blocks that the cache may have to give up; none when absent."""
+    kv_offload_dir: str | None = None
+    """Folder for blocks that are to outlive the engine; several may share it."""
+    kv_offload_disk_bytes: int | None = Field(default=None, ge=1)
+    """Most bytes of blocks in that folder."""
     core: Literal["process", "inline"] = "process"
     """Whether the engine's core runs in a process of its own or in the caller's."""
     seed: int | None = None
@@ -141,6 +147,17 @@ class EngineStats(Report):
     generation_tokens: int | None = None
     prefix_queried_tokens: int | None = None
     prefix_hit_tokens: int | None = None
+    host_hit_tokens: int | None = None
+    """Those of them that had been brought back from host memory."""
+    disk_hit_tokens: int | None = None
+    """Those of them that had been brought back from disk."""
+    host_kv_bytes: int | None = None
+    """Blocks kept in host memory, beside the cache."""
+    disk_kv_bytes: int | None = None
+    offloaded_blocks: int | None = None
+    """Blocks written to host memory or disk, ever."""
+    loaded_blocks: int | None = None
+    """Blocks brought back from there, ever."""
     preemptions: int | None = None
     evicted_blocks: int | None = None
     completed: int = 0

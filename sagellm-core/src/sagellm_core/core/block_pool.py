@@ -28,6 +28,31 @@ class CacheObserver(Protocol):
         ...
 
 
+class Observers:
+    """Tells several what one is told.
+
+    Args:
+        observers: Told in this order.
+    """
+
+    def __init__(self, *observers: CacheObserver) -> None:
+        self._observers = list(observers)
+
+    def add(self, observer: CacheObserver) -> None:
+        """Tell another one, too."""
+        self._observers.append(observer)
+
+    def stored(self, block: BlockHash, parent: BlockHash | None) -> None:
+        """``block`` can be found from now on."""
+        for observer in self._observers:
+            observer.stored(block, parent)
+
+    def removed(self, block: BlockHash) -> None:
+        """``block`` can no longer be found."""
+        for observer in self._observers:
+            observer.removed(block)
+
+
 class BlockCounts(NamedTuple):
     """Blocks by state; they sum to the pool's size."""
 

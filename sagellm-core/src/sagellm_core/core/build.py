@@ -12,6 +12,7 @@ from sagellm_core.executor.inline import InlineExecutor
 from sagellm_core.grammar.store import GrammarStore
 from sagellm_core.loading import open_checkpoint
 from sagellm_core.loading.pooling import read_pooling, settle_pooling
+from sagellm_core.offload.open import shelf_opener
 from sagellm_core.options import pooling_option
 from sagellm_protocol.engine import EngineSpec
 
@@ -45,6 +46,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     )
     checkpoint.release()
     info = executor.info
+    open_shelf = shelf_opener(spec, info.kv_specs)
     positions = info.max_position_embeddings
     if spec.max_model_len is None and pooling is not None:
         positions = min(positions, pooling.max_length or positions)  # beyond it the model was not trained
@@ -59,4 +61,4 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         )
     else:
         limits = decide_encoder_limits(spec, max_position_embeddings=positions, device_kind=info.device.kind)
-    return EngineCore(executor, limits, prefix_caching=spec.prefix_caching, grammars=grammars)
+    return EngineCore(executor, limits, prefix_caching=spec.prefix_caching, grammars=grammars, open_shelf=open_shelf)

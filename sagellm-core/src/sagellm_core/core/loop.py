@@ -17,10 +17,14 @@ import msgspec
 
 from sagellm_core.executor.base import CacheLayout, Executor, ModelInfo
 from sagellm_core.grammar.base import Grammar, GrammarError, Grammars
+from sagellm_core.offload.layout import BlockLayout, layout_of
+from sagellm_core.offload.offload import Offload
+from sagellm_core.offload.shelf import Shelf
 from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.blocks import BlockHash, root_hash
 
 from .block_manager import BlockManager, group_specs
+from .block_pool import Observers
 from .kv_log import KVLog
 from .no_blocks import NoBlocks
 from .plan import SlotResult, StepPlan, TokenSampling
@@ -65,9 +69,10 @@ class EngineCore:
         limits: How large it is.
         prefix_caching: Whether prefixes outlive the sequences that computed them.
         grammars: Compiles what output must follow; the executor has the same. Without it such requests are refused.
+        open_shelf: Opens what keeps blocks outside the device, given how they lie.
 
     Attributes:
-        kv_log: What changes in the prefix cache.
+        kv_log: What changes in the prefix cache, and in what is kept outside the device.
         wake: Called from another thread when :meth:`settle` has something to do.
     """
 
@@ -78,6 +83,7 @@ class EngineCore:
         *,
         prefix_caching: bool = True,
         grammars: Grammars | None = None,
+        open_shelf: Callable[[BlockLayout], Shelf] | None = None,
     ) -> None:
         self.limits = limits
         self.kv_log = KVLog()
@@ -90,25 +96,30 @@ class EngineCore:
         info = executor.info
         groups = group_specs(info.kv_specs)
         self._blocks: BlockManager | NoBlocks = NoBlocks(limits.block_size)
+        observers = Observers(self.kv_log)
         if groups:
             self._blocks = BlockManager(
                 [spec.window for spec in groups],
                 limits.num_blocks,
                 limits.block_size,
                 keep=prefix_caching,
-                observer=self.kv_log,
+                observer=observers,
             )
         self._scheduler = Scheduler(
             self._blocks,
             limits.max_num_seqs,
             limits.max_num_batched_tokens,
             before_release=self._measure,
+            hold=self._waits_for_blocks,
             whole=not groups,
         )
         self._kv_bytes = executor.allocate(
             CacheLayout(limits.num_blocks, limits.block_size, limits.max_num_seqs, limits.max_model_len)
         )
         self._block_bytes = _block_bytes(info.kv_specs, groups, self._kv_bytes, limits.num_blocks)
+        self._offload: Offload | None = None
+        if open_shelf is not None:
+            self._offload = self._open_offload(open_shelf, observers)
         self._model_key = info.model_key
         self._arrivals = count()
         self._requests: dict[int, _Request] = {}
@@ -133,6 +144,11 @@ class EngineCore:
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
         return bool(self._requests) and not self._stalled
+
+    @property
+    def has_chores(self) -> bool:
+        """Whether :meth:`settle` would do anything, with nothing to wait for."""
+        return self._offload is not None and self._offload.has_work
 
     def add(self, request: CoreRequest, origin: Hashable = None) -> None:
         """Take a request in; it is waiting from now on.
@@ -229,8 +245,10 @@ class EngineCore:
             self._grammars.teach(vocabulary)
 
     def settle(self) -> Outputs:
-        """Let those go on whose grammars have been compiled; those whose could not be, end."""
+        """Let those go on whose grammars have been compiled; those whose could not be, end. Copy blocks for a while."""
         outputs: Outputs = {}
+        if self._offload is not None and self._offload.work():
+            self._stalled = False
         while self._compiled:
             number, compiled = self._compiled.popleft()
             request = self._requests.get(number)
@@ -299,6 +317,7 @@ class EngineCore:
         plan = step.plan
         if plan is None:
             return outputs
+        began = time.perf_counter()
         try:
             result = self._executor.run(plan).result()
         except Exception as error:  # whatever it is, it is reported to those it happened to
@@ -306,6 +325,8 @@ class EngineCore:
             self._fail(step.rows, plan, error, outputs)
             return outputs
         self._failures = 0
+        if self._offload is not None and max(plan.num_scheduled) >= self.limits.block_size:
+            self._offload.economy.computed(sum(plan.num_scheduled), time.perf_counter() - began)
         by_slot = {produced.slot: produced for produced in result.slots}
         for sequence, scheduled, samples in zip(step.rows, plan.num_scheduled, plan.samples, strict=True):
             self._take_in(sequence, scheduled, samples, by_slot.get(sequence.slot), outputs)
@@ -334,6 +355,7 @@ class EngineCore:
             prefix_hit_tokens=self._blocks.hit_tokens,
             preemptions=scheduler.preemptions,
             evicted_blocks=self._blocks.evicted,
+            **({} if self._offload is None else self._offload.stats()),
         )
 
     def check_integrity(self) -> None:
@@ -351,10 +373,31 @@ class EngineCore:
         assert not any(sequence.num_scheduled for sequence in live), "a token is scheduled between steps"
 
     def stop(self) -> None:
-        """Give up the executor, and compile nothing more."""
+        """Give up the executor, and compile nothing more; what is to outlive it is written first."""
         if self._grammars is not None:
             self._grammars.stop()
+        if self._offload is not None:
+            self._offload.stop()
         self._executor.stop()
+
+    def _open_offload(self, open_shelf: Callable[[BlockLayout], Shelf], observers: Observers) -> Offload:
+        assert isinstance(self._blocks, BlockManager)
+        assert len(self._blocks.pools) == 1, "a block of several groups has no one place"
+        limits, executor = self.limits, self._executor
+        layout = layout_of(executor.info, executor.kv_layout, limits.block_size, self._kv_bytes // limits.num_blocks)
+        offload = Offload(
+            self._blocks.pools[0],
+            limits.block_size,
+            executor,
+            open_shelf(layout),
+            self.kv_log,
+            lambda: self.wake(),  # noqa: PLW0108 - it is replaced by whoever serves
+        )
+        observers.add(offload)
+        return offload
+
+    def _waits_for_blocks(self, sequence: Sequence) -> bool:
+        return self._offload is not None and self._offload.hold(sequence)
 
     def _take_in(
         self, sequence: Sequence, scheduled: int, samples: bool, produced: SlotResult | None, outputs: Outputs
@@ -399,6 +442,8 @@ class EngineCore:
         """Let a sequence go, in whatever state it is, and report how it ended."""
         request = self._requests[sequence.request]
         self._scheduler.leave(sequence)
+        if self._offload is not None:
+            self._offload.forget(sequence)
         self._stalled = False
         if sequence.times.preempted is not None:
             sequence.times.evicted_s += time.monotonic() - sequence.times.preempted
@@ -437,6 +482,8 @@ class EngineCore:
         for sequence in step.preempted:
             sequence.times.preempted = now
         for sequence in step.admitted:
+            if self._offload is not None:
+                self._offload.admitted(sequence)
             times = sequence.times
             if times.scheduled is None:
                 times.scheduled = now

@@ -131,3 +131,9 @@ class CoreStats(msgspec.Struct, frozen=True, array_like=True):
     prefix_hit_tokens: int
     preemptions: int
     evicted_blocks: int
+    host_hit_tokens: int | None = None
+    disk_hit_tokens: int | None = None
+    host_kv_bytes: int | None = None
+    disk_kv_bytes: int | None = None
+    offloaded_blocks: int | None = None
+    loaded_blocks: int | None = None

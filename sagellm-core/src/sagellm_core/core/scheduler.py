@@ -78,6 +78,7 @@ class Scheduler:
         max_num_seqs: Slots.
         max_num_batched_tokens: Token budget of a step; at least ``max_num_seqs``, so that all may decode.
         before_release: Called with a sequence that is about to lose its blocks.
+        hold: Asked of a sequence that waits, when it might be admitted: whether it is to be passed over for now.
         whole: Compute a sequence's tokens in one step or not at all, as a model needs that keeps nothing between steps;
             the budget is at least the longest sequence then.
     """
@@ -88,6 +89,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         before_release: Callable[[Sequence], None] = lambda sequence: None,
+        hold: Callable[[Sequence], bool] = lambda sequence: False,
         *,
         whole: bool = False,
     ) -> None:
@@ -97,6 +99,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of service
         self.preemptions = 0
         self._before_release = before_release
+        self._hold = hold
         self._whole = whole
         self._budget = max_num_batched_tokens
         self._slots = list(range(max_num_seqs - 1, -1, -1))
@@ -115,7 +118,7 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def schedule(self) -> Step | None:
-        """Put the next step together; ``None`` when nothing can be computed now, which only leases can cause."""
+        """Put the next step together; ``None`` when nothing can be computed now: blocks are leased, or all are held."""
         draft = _Draft(self._budget)
         if self.running:
             self._go_on(draft)
@@ -174,6 +177,10 @@ class Scheduler:
         # A copy: those that are preempted here begin to wait.
         for sequence in tuple(self.waiting):
             if self._waits_for_leader(sequence):
+                continue
+            if draft.budget <= 0 and not self._outranked(sequence):
+                break
+            if self._hold(sequence):
                 continue
             if not self._budget_for(sequence, draft):
                 break

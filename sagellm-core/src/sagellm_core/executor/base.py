@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from typing_extensions import Buffer
+
 from sagellm_core.core.plan import StepPlan, StepResult
 from sagellm_core.loading.pooling import PoolingKind
 from sagellm_protocol.backend import KVSpec, MemoryInfo
@@ -98,6 +100,19 @@ class Executor(Protocol):
         Returns:
             Bytes of the cache, whether touched yet or not.
         """
+        ...
+
+    @property
+    def kv_layout(self) -> str:
+        """Name and version of how an exported block's bytes lie; blocks of equal layouts may be imported."""
+        ...
+
+    def export_blocks(self, blocks: list[int]) -> bytes:
+        """Contents of blocks in every layer. Between steps."""
+        ...
+
+    def import_blocks(self, blocks: list[int], data: Buffer) -> None:
+        """Write into blocks what :meth:`export_blocks` made of the same layout. Between steps."""
         ...
 
     def run(self, plan: StepPlan) -> Pending:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import Buffer
+
 from sagellm_core import models
 from sagellm_core.core.plan import StepPlan, StepResult
 from sagellm_core.grammar.base import Grammars
@@ -15,7 +17,7 @@ from sagellm_core.loading.base import Checkpoint
 from sagellm_core.loading.config import ModelConfig
 from sagellm_core.loading.pooling import PoolingKind
 from sagellm_core.models.encoder import Encoder
-from sagellm_protocol.backend import Backend, MemoryInfo
+from sagellm_protocol.backend import Backend, KVCache, MemoryInfo
 from sagellm_protocol.devices import BackendCapabilities, DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
@@ -118,6 +120,24 @@ class InlineExecutor:
         else:
             self._runner = Runner(model, ops, layout, self._info.kv_dtype, pooling, self._grammars)
         return self._runner.cache_bytes
+
+    @property
+    def kv_layout(self) -> str:
+        """How the pool's blocks lie."""
+        return self._pool.layout
+
+    def export_blocks(self, blocks: list[int]) -> bytes:
+        """Contents of blocks in every layer."""
+        return self._ops.export_blocks(self._pool, blocks)
+
+    def import_blocks(self, blocks: list[int], data: Buffer) -> None:
+        """Write into blocks what :meth:`export_blocks` made."""
+        self._ops.import_blocks(self._pool, blocks, data)
+
+    @property
+    def _pool(self) -> KVCache:
+        assert isinstance(self._runner, Runner), "nothing is kept between steps"
+        return self._runner.cache
 
     def run(self, plan: StepPlan) -> Done:
         """Run a step; it is over when this returns."""

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 
 from sagellm_core.core.kv_log import KVChange
-from sagellm_protocol.blocks import BlocksRemoved, BlocksStored, KVEventBatch
+from sagellm_protocol.blocks import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent, KVEventBatch
 
 KEPT_BATCHES = 1024
 """Batches kept for a reader; one that falls further behind loses some, and sees it by the gap in their numbers."""
@@ -41,12 +41,7 @@ class KVFeed:
 
     def publish(self, number: int, changes: Sequence[KVChange], block_size: int) -> None:
         """Tell every reader what one step changed."""
-        events = tuple(
-            BlocksStored(block_hashes=tuple(change.blocks), parent=change.parent, block_size=block_size)
-            if change.stored
-            else BlocksRemoved(block_hashes=tuple(change.blocks))
-            for change in changes
-        )
+        events = tuple(_event(change, block_size) for change in changes)
         batch = KVEventBatch(engine_id=self._engine_id, epoch=self._epoch, sequence=number, events=events)
         for queue in self._readers:
             if queue.qsize() < KEPT_BATCHES:
@@ -65,3 +60,12 @@ class KVFeed:
                 yield batch
         finally:
             self._readers.discard(queue)
+
+
+def _event(change: KVChange, block_size: int) -> KVEvent:
+    blocks = tuple(change.blocks)
+    if change.cleared:
+        return BlocksCleared()
+    if change.stored:
+        return BlocksStored(block_hashes=blocks, parent=change.parent, block_size=block_size, medium=change.medium)
+    return BlocksRemoved(block_hashes=blocks, medium=change.medium)

@@ -56,7 +56,7 @@ class _Service:
 
     def run(self) -> None:
         while True:
-            timeout_s = 0.0 if self._core.has_work else HEARTBEAT_S
+            timeout_s = 0.0 if self._core.has_work or self._core.has_chores else HEARTBEAT_S
             for front, message in self._channel.receive(timeout_s):
                 if isinstance(message, Stop):
                     return

@@ -18,6 +18,7 @@ from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.devices import DType
 
 from .library import Library
+from .structs import ABI
 
 TYPES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.INT8: 2}
 """Number of each type in the C interface."""
@@ -68,6 +69,11 @@ class NativeKV:
         except MemoryError:
             raise too_large(num_blocks, self.nbytes) from None
         self.address = self._blocks.ctypes.data
+
+    @property
+    def layout(self) -> str:
+        """The kernels' own: another interface may turn its tiles otherwise."""
+        return f"tiles-{ABI}"
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks ``source → target`` in every layer; every source is read before any target is written."""

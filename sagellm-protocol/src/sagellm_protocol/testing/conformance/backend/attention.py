@@ -186,6 +186,8 @@ class AttentionConformance(BackendSuite):
         specs = [spec]
         source = backend.allocate_kv(specs, NUM_BLOCKS, BLOCK_SIZE, dtype)
         target = backend.allocate_kv(specs, NUM_BLOCKS - 5, BLOCK_SIZE, dtype)
+        assert source.layout == target.layout
+        assert source.layout
         sequence = _Sequence(rng, specs[0], 4, 12, [21, 5, 8])
         self._step(backend, source, dtype, [(sequence, 9)])
         backend.import_blocks(target, [2, 17], backend.export_blocks(source, [21, 5]))
