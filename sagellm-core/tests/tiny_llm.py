@@ -10,12 +10,12 @@ import transformers
 from fake_model import VOCAB, write_tokenizer
 
 
-def write_tiny(folder: Path, *special: str, context: int = 512) -> Path:
+def write_tiny(folder: Path, *special: str, context: int = 512, hidden_size: int = 32) -> Path:
     """Save it there, with some special tokens beside."""
     torch.manual_seed(5)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB + len(special),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -105,6 +105,25 @@ def test_what_is_not_measured_has_no_series() -> None:
     assert f"sagellm:kv_cache_usage_perc{labels}" not in got
 
 
+def test_hits_are_told_apart_by_where_they_came_from() -> None:
+    told = {
+        "prefix_hit_tokens": 48,
+        "host_hit_tokens": 16,
+        "disk_hit_tokens": 0,
+        "evicted_blocks": 7,
+        "disk_kv_bytes": 9,
+    }
+    with live(lambda: ScriptedPlane(says(), **told)) as gateway, client(gateway) as http:
+        got = samples(http)
+    labels = "{engine=e0,model_name=scripted}"
+    assert got[f"sagellm:prefix_cache_hits_total{labels}"] == 48
+    assert got[f"sagellm:prefix_cache_host_hits_total{labels}"] == 16
+    assert got[f"sagellm:prefix_cache_disk_hits_total{labels}"] == 0
+    assert got[f"sagellm:prefix_cache_evictions_total{labels}"] == 7
+    assert got[f"sagellm:kv_offload_disk_bytes{labels}"] == 9
+    assert f"sagellm:kv_offload_host_bytes{labels}" not in got
+
+
 def test_an_aborted_request_counts_as_aborted() -> None:
     plane = ScriptedPlane(says(start(), error(ErrorCode.CANCELLED)))
     with live(lambda: plane) as gateway, client(gateway) as http:

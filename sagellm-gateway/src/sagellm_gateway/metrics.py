@@ -42,6 +42,8 @@ _GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ("num_requests_running", "Sequences that hold KV blocks.", lambda stats: stats.running),
     ("num_requests_waiting", "Sequences that wait in the engine.", lambda stats: stats.waiting),
     ("kv_cache_usage_perc", "Share of the KV blocks that sequences hold; 1 is all.", lambda stats: stats.kv_usage),
+    ("kv_offload_host_bytes", "Blocks kept in host memory.", lambda stats: stats.host_kv_bytes),
+    ("kv_offload_disk_bytes", "Blocks kept on disk.", lambda stats: stats.disk_kv_bytes),
     ("heartbeat_age_seconds", "Since the engine's core last proved alive.", lambda stats: stats.heartbeat_age_s),
 )
 _COUNTERS: tuple[tuple[str, str, _Read], ...] = (
@@ -49,6 +51,11 @@ _COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     ("generation_tokens", "Tokens produced.", lambda stats: stats.generation_tokens),
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_queried_tokens),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda stats: stats.prefix_hit_tokens),
+    ("prefix_cache_host_hits", "Those of them that came back from host memory.", lambda stats: stats.host_hit_tokens),
+    ("prefix_cache_disk_hits", "Those of them that came back from disk.", lambda stats: stats.disk_hit_tokens),
+    ("prefix_cache_evictions", "Blocks whose content was given up for another.", lambda stats: stats.evicted_blocks),
+    ("kv_offload_stored_blocks", "Blocks written to host memory or disk.", lambda stats: stats.offloaded_blocks),
+    ("kv_offload_loaded_blocks", "Blocks brought back from there.", lambda stats: stats.loaded_blocks),
     ("num_preemptions", "Times a sequence lost its blocks to others.", lambda stats: stats.preemptions),
     ("engine_steps", "Steps the engine made.", lambda stats: stats.steps),
 )

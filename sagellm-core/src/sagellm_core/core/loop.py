@@ -325,8 +325,8 @@ class EngineCore:
             self._fail(step.rows, plan, error, outputs)
             return outputs
         self._failures = 0
-        if self._offload is not None and max(plan.num_scheduled) >= self.limits.block_size:
-            self._offload.economy.computed(sum(plan.num_scheduled), time.perf_counter() - began)
+        if self._offload is not None:
+            self._offload.stepped(plan.num_scheduled, time.perf_counter() - began)
         by_slot = {produced.slot: produced for produced in result.slots}
         for sequence, scheduled, samples in zip(step.rows, plan.num_scheduled, plan.samples, strict=True):
             self._take_in(sequence, scheduled, samples, by_slot.get(sequence.slot), outputs)

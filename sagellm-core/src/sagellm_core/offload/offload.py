@@ -28,7 +28,9 @@ from .shelf import Shelf
 from .worker import Load, Worker
 
 SLICE_S = 0.002
-"""Copying between two steps ends with the block during which this was over."""
+SHARE = 0.05
+"""Copying between two steps ends with the block during which this many seconds were over, or this share of the step
+before if that is more."""
 LOADS_AT_ONCE = 8
 FLUSH_S = 10.0
 """Longest that blocks may take to be written before the device forgets them, or the core ends."""
@@ -75,7 +77,7 @@ class Offload:
     Attributes:
         hit_tokens: Of each medium, prompt tokens that were found on the device because they had been brought back.
         loaded_blocks: Blocks brought back, ever.
-        economy: Told by the loop what computing takes.
+        economy: What computing and bringing back were measured to take.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Offload:
         self._unwritten: OrderedDict[BlockHash, Named] = OrderedDict()
         self._returns: dict[Sequence, _Return] = {}
         self._loading = 0
+        self._step_s = 0.0
 
     # -- what the pool tells ------------------------------------------------------------------------------------------
 
@@ -153,13 +156,24 @@ class Offload:
         arrived = any(r.load is not None and (r.load.arrived or r.load.read) for r in self._returns.values())
         return arrived or bool(self._unwritten and self._worker.accepts)
 
+    def stepped(self, num_scheduled: list[int], seconds: float) -> None:
+        """A step is over.
+
+        Args:
+            num_scheduled: Tokens of each of its rows.
+            seconds: What it took.
+        """
+        self._step_s = seconds
+        if max(num_scheduled) >= self._block_size:
+            self.economy.computed(sum(num_scheduled), seconds)
+
     def work(self) -> bool:
         """Copy for a while.
 
         Returns:
             Whether a sequence need not wait any longer.
         """
-        until = time.perf_counter() + SLICE_S
+        until = time.perf_counter() + max(SLICE_S, SHARE * self._step_s)
         released = False
         for known in list(self._returns.values()):
             if known.load is not None and (known.load.arrived or known.load.read):

@@ -153,6 +153,38 @@ ENGINE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
         None,
     ),
     "prefix_caching": (Annotated[bool, typer.Option(help="Reuse keys and values of equal prefixes.")], True),
+    "kv_offload_memory": (
+        Annotated[
+            Any,
+            typer.Option(
+                metavar="SIZE",
+                parser=size,
+                help="Host memory for blocks that the cache gives up; pays where the device has memory of its own.",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "kv_offload_dir": (
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="FOLDER",
+                help="Keep blocks there for later runs and other engines, and read them instead of computing again.",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "kv_offload_disk": (
+        Annotated[
+            Any,
+            typer.Option(
+                metavar="SIZE", parser=size, help="How large that folder may get. [default: 10GiB]", show_default=False
+            ),
+        ],
+        None,
+    ),
     "core": (
         Annotated[
             Literal["process", "inline"], typer.Option(help="Run the engine's core in its own process or in this one.")
@@ -192,6 +224,10 @@ SAMPLING_OPTIONS: Mapping[str, tuple[Any, Any]] = {
 }
 
 
+_RENAMED = {"served_model_name", "kv_cache_memory", "kv_offload_memory", "kv_offload_disk", "option"}
+"""Options whose fields are named otherwise."""
+
+
 def engine_spec(values: Mapping[str, Any], model: str | None = None) -> EngineSpec:
     """What the engine options ask for.
 
@@ -203,11 +239,13 @@ def engine_spec(values: Mapping[str, Any], model: str | None = None) -> EngineSp
         SageLLMError: ``INVALID_REQUEST``, naming the option at fault.
     """
     engine = values["engine"]
-    fields = {name: values[name] for name in values if name not in {"served_model_name", "kv_cache_memory", "option"}}
+    fields = {name: values[name] for name in values if name not in _RENAMED}
     fields |= {
         "model": model or (MOCK if engine == MOCK else DEFAULT_MODEL),
         "served_names": tuple(values["served_model_name"] or ()),
         "kv_cache_memory_bytes": values["kv_cache_memory"],
+        "kv_offload_memory_bytes": values["kv_offload_memory"],
+        "kv_offload_disk_bytes": values["kv_offload_disk"],
         "options": dict(_option(text) for text in values["option"] or ()),
     }
     return _validated(EngineSpec, fields)
