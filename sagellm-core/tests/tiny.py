@@ -55,6 +55,10 @@ class Recipe:
     config: str
     sizes: Mapping[str, Any]
 
+    def of(self, **sizes: Any) -> Recipe:
+        """The same with other sizes."""
+        return Recipe(self.architecture, self.config, {**self.sizes, **sizes})
+
     def __call__(self) -> PreTrainedModel:
         """The model, as it is initialised."""
         sizes = {key: value for key, value in self.sizes.items() if value is not _ABSENT}
@@ -278,8 +282,13 @@ USUAL: Mapping[str, str] = {recipe.architecture: name for name, recipe in revers
 
 def make(name: str) -> PreTrainedModel:
     """The model of a recipe, in float32."""
+    return made(RECIPES[name])
+
+
+def made(recipe: Recipe) -> PreTrainedModel:
+    """The model of a recipe that need not be among :data:`RECIPES`."""
     torch.manual_seed(0)
-    model = RECIPES[name]().eval()
+    model = recipe().eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith(".weight") and (parameter.ndim == 1 or "norm" in parameter_name):

@@ -87,7 +87,7 @@ class ToyBackend:
     def tensor(self, raw: RawWeight, dtype: DType) -> np.ndarray:
         if raw.format not in self.capabilities().weight_formats:
             raise SageLLMError(ErrorCode.UNSUPPORTED, f"{raw.name} is in {raw.format!r}, which the toy cannot read")
-        return truth.dequantize(bytes(memoryview(raw.data)), WeightFormat(raw.format), raw.shape)
+        return truth.values(raw)
 
     def from_host(self, values: Any, dtype: DType) -> np.ndarray:
         return np.array(values, _INTS.get(dtype, np.float64))

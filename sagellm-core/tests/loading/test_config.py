@@ -110,6 +110,15 @@ def test_end_tokens_come_from_both_files(tmp_path: Path) -> None:
     assert config.bos_token_id == 5
 
 
+def _quantized(method: str, **settings: Any) -> dict[str, Any]:
+    return {"quantization_config": {"quant_method": method, **settings}}
+
+
+def _compressed(group: Any = None, weights: Any = None, **settings: Any) -> dict[str, Any]:
+    of_group = {"targets": ["Linear"], "weights": weights or {"num_bits": 8}, **(group or {})}
+    return _quantized("compressed-tensors", config_groups={"group_0": of_group}, **settings)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -120,7 +129,24 @@ def test_end_tokens_come_from_both_files(tmp_path: Path) -> None:
         ({"model_type": "falcon", "alibi": True}, "alibi"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
+        (
+            _quantized("bitsandbytes", load_in_4bit=True),
+            "'bitsandbytes', which is not offered; known are gptq, awq, comp",
+        ),
+        ({"quantization_config": {"bits": 4}}, "'an unnamed method', which is not offered; known are gptq"),
+        (_quantized("mxfp4"), "'mxfp4', which is not offered; known are gptq"),
+        (_quantized("gptq", bits=5), "bits 5 is not offered for gptq; known are 2, 3, 4, 8"),
+        (_quantized("gptq", checkpoint_format="marlin"), "checkpoint_format 'marlin' is not offered"),
+        (_quantized("awq", bits=8), "bits 8 is not offered for awq"),
+        (_quantized("awq", version="gemv"), "version 'gemv' is not offered for awq"),
+        (_quantized("fp8", fmt="e5m2"), "fmt 'e5m2' is not offered"),
+        (_compressed(format="nvfp4-pack-quantized"), "format 'nvfp4-pack-quantized' is not offered; known are pack"),
+        (_compressed(group={"format": "marlin-24"}), "format 'marlin-24' is not offered"),
+        (_compressed(quantization_status="frozen"), "quantization_status 'frozen' is not offered"),
+        (_compressed(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity 'sparse-24-bitmask' is not offered"),
+        (_compressed(transform_config={"config_groups": {"R1": {}}}), "transform_config.* is not offered"),
+        (_compressed(weights={"num_bits": 4, "type": "float"}), "weights of 4 bits as float are not offered"),
+        (_compressed(weights={"num_bits": 8, "strategy": "token"}), "strategy 'token' is not offered"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "layer type 'linear_attention' is not offered"),
     ],
 )

@@ -27,7 +27,12 @@ T = TypeVar("T")
 
 
 class WeightFormat(str, Enum):
-    """How a weight's raw bytes are to be read. Block formats are GGUF's, by GGUF's names."""
+    """How a weight's raw bytes are to be read.
+
+    Block formats are GGUF's, by GGUF's names. :data:`SCALED` formats keep numbers apart from their scales, as GPTQ, AWQ
+    and checkpoints of 8-bit floats do: an element of row ``o`` and column ``e`` is
+    ``scales[o, e // (E / G)] * (number - zeros[o, e // (E / G)])``, of :attr:`RawWeight.extra`.
+    """
 
     F32 = "f32"
     F16 = "f16"
@@ -43,7 +48,16 @@ class WeightFormat(str, Enum):
     Q5_K = "q5_k"
     Q6_K = "q6_k"
     MXFP4 = "mxfp4"
+    INT4 = "int4"
+    """Scaled. Two columns a byte, the first in the low half, unsigned."""
+    INT8 = "int8"
+    """Scaled. Signed bytes."""
+    F8_E4M3 = "f8_e4m3"
+    """Scaled. Floats of a sign, four bits of exponent and three of fraction, without infinities (OCP 8-bit floats)."""
 
+
+SCALED: Mapping[WeightFormat, int] = {WeightFormat.INT4: 8, WeightFormat.INT8: 0, WeightFormat.F8_E4M3: 0}
+"""Formats whose scales are tensors beside, with the zero point of those that state none."""
 
 BLOCK_ELEMENTS: Mapping[WeightFormat, tuple[int, int]] = {
     WeightFormat.F32: (1, 4),
@@ -60,6 +74,9 @@ BLOCK_ELEMENTS: Mapping[WeightFormat, tuple[int, int]] = {
     WeightFormat.Q5_K: (256, 176),
     WeightFormat.Q6_K: (256, 210),
     WeightFormat.MXFP4: (32, 17),
+    WeightFormat.INT4: (2, 1),
+    WeightFormat.INT8: (1, 1),
+    WeightFormat.F8_E4M3: (1, 1),
 }
 """Elements and bytes of one block of each format; a row is a whole number of blocks."""
 
@@ -75,7 +92,10 @@ class RawWeight:
         shape: Logical shape in elements, rows first: ``(O, E)`` for a linear, ``(V, E)`` for an embedding, ``(E,)`` for
             a vector.
         data: The bytes, C-contiguous, rows first; may be a view of a mapped file.
-        extra: Further tensors of a format that needs several (scales, zero points), by name.
+        extra: Further tensors, by name. Of a format of :data:`SCALED`: ``scales`` ``(O, G)`` in a format of plain
+            numbers, where G groups of columns are equally wide; ``zeros``, likewise, where the zero point is not the
+            format's own; ``columns`` ``(E,)``, format ``i32``, where columns are stored in another order: the
+            ``i``-th that is stored is column ``columns[i]`` of the weight.
     """
 
     name: str

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 
 from sagellm_backend import collectives, formats, host
 from sagellm_backend.dtypes import TORCH, parse_dtype
-from sagellm_backend.formats.exact import mxfp4_as_q5_0
 from sagellm_backend.paged import PagedKV, Pool
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from sagellm_protocol.backend import (
@@ -42,6 +41,7 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from . import attention, native, sampling, segments, weights
 from .experts import mix, route
+from .multipliable import REWRITTEN, multipliable
 from .native import NativeMatrix
 from .plan import StepPlan, plan_step
 from .rotary import Rotary
@@ -74,7 +74,7 @@ class CpuBackend(TorchBackend):
             dtypes=self.dtypes,
             kv_dtypes=(*self.dtypes, DType.INT8) if self._kernels else self.dtypes,
             weight_formats=tuple(kind.value for kind in formats.DECODERS),
-            kept_quantized=tuple(kind.value for kind in (*native.KINDS, WeightFormat.MXFP4)) if self._kernels else (),
+            kept_quantized=tuple(kind.value for kind in (*native.KINDS, *REWRITTEN)) if self._kernels else (),
             quantizations=self.quantizations,
             fused_units=("decoder",) if self._kernels else (),
             native_kernels=self._kernels.build if self._kernels else None,
@@ -100,8 +100,9 @@ class CpuBackend(TorchBackend):
         """
         self.check_dtype(dtype)
         native_dtype = self._kernels is not None and dtype is DType.BFLOAT16
+        columns = None
         if native_dtype:
-            parts = [_multipliable(part) for part in parts]
+            parts, columns = multipliable(parts, self.name, reordered=use is WeightUse.LINEAR)
         stored = self.stored(parts, quantization, native.KINDS if native_dtype else formats.DECODERS)
         if quantization is not None and not native_dtype:
             without = "without native kernels" if self._kernels is None else f"in {dtype.value}"
@@ -111,7 +112,11 @@ class CpuBackend(TorchBackend):
         # A table that is only looked up is left in its file's pages, unless the kernels can keep it as small.
         packable = use is not WeightUse.EMBEDDING or all(kind in native.KINDS or kind in _PLAIN for _, kind in stored)
         if self._kernels is not None and native_dtype and packable:
-            return NativeMatrix(self._kernels, self._store, stored, torch.cat(biases) if biases else None)
+            for part, kind in stored:
+                if kind in (WeightFormat.INT4, WeightFormat.INT8):
+                    reason = "it has no blocks of 32 columns under one scale that float16 holds"
+                    self.warn_once(f"{part.name}, stored as {kind.value}, is expanded to BF16: {reason}", reason)
+            return NativeMatrix(self._kernels, self._store, stored, torch.cat(biases) if biases else None, columns)
         return weights.pack(
             stored,
             dtype,
@@ -296,11 +301,6 @@ class CpuBackend(TorchBackend):
         if self._kernels is not None:
             return native.logprobs_of(self._kernels, logits, token_ids, top)
         return sampling.logprobs_of(logits.float(), token_ids, top)
-
-
-def _multipliable(raw: RawWeight) -> RawWeight:
-    """The same values in a format that native kernels multiply, where there is one."""
-    return (mxfp4_as_q5_0(raw) or raw) if raw.format == WeightFormat.MXFP4.value else raw
 
 
 def _bounded_gate(spec: GateSpec, gate_up: torch.Tensor) -> torch.Tensor:

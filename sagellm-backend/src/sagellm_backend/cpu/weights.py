@@ -27,11 +27,11 @@ class Table:
     """
 
     def __init__(self, parts: Sequence[tuple[RawWeight, WeightFormat]]) -> None:
-        self._parts = [(formats.raw_rows(raw), kind) for raw, kind in parts]
+        self._parts = list(parts)
         self._starts = [0]
-        for rows, _ in self._parts:
-            self._starts.append(self._starts[-1] + rows.shape[0])
-        self.nbytes = sum(rows.nbytes for rows, _ in self._parts)
+        for raw, _ in self._parts:
+            self._starts.append(self._starts[-1] + raw.shape[0])
+        self.nbytes = sum(_bytes(raw) for raw, _ in self._parts)
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """``[T]`` to ``[T, E]``."""
@@ -47,8 +47,12 @@ class Table:
         return pieces
 
     def _decode(self, part: int, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        rows, kind = self._parts[part]
-        return formats.decode(torch.from_numpy(rows[ids.numpy()]), kind).to(dtype)
+        raw, kind = self._parts[part]
+        return formats.decode_rows(raw, kind, ids.numpy()).to(dtype)
+
+
+def _bytes(raw: RawWeight) -> int:
+    return memoryview(raw.data).nbytes + sum(map(_bytes, raw.extra.values()))
 
 
 class CpuWeight:

@@ -1,8 +1,7 @@
 """Weight formats: bytes of rows in, float32 out, one function a format.
 
-The table is the seam: a format is a function over blocks and a line here. Knows nothing of devices, of how a weight
-    is used or
-of which backend keeps it quantised.
+The table is the seam: a format is a function over blocks and a line here. Knows nothing of devices, of how a weight is
+used or of which backend keeps it quantised.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 
 from sagellm_backend.dtypes import byte_array
-from sagellm_protocol.backend import BLOCK_ELEMENTS, RawWeight, WeightFormat
+from sagellm_protocol.backend import BLOCK_ELEMENTS, SCALED, RawWeight, WeightFormat
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
-from . import blocks32, blocks256, plain
+from . import blocks32, blocks256, plain, scaled
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]
 
@@ -37,8 +36,11 @@ DECODERS: Mapping[WeightFormat, Decoder] = {
     WeightFormat.Q5_K: blocks256.q5_k,
     WeightFormat.Q6_K: blocks256.q6_k,
     WeightFormat.MXFP4: blocks32.mxfp4,
+    WeightFormat.INT4: scaled.int4,
+    WeightFormat.INT8: scaled.int8,
+    WeightFormat.F8_E4M3: scaled.f8_e4m3,
 }
-"""Blocks ``[n, bytes]`` uint8 to elements ``[n, elements]`` float32."""
+"""Blocks ``[n, bytes]`` uint8 to elements ``[n, elements]`` float32; of scaled formats, not yet scaled."""
 
 _CHUNK_ELEMENTS = 1 << 22
 """Elements decoded at a time, so that expanding a large matrix needs little memory besides its result."""
@@ -74,11 +76,13 @@ def format_of(raw: RawWeight, backend: str) -> WeightFormat:
             f"{raw.name} of shape {list(raw.shape)} as {found.value} takes {expected} bytes, but {held} are there;"
             " the file may be cut off",
         )
+    if found in SCALED:
+        scaled.check(raw)
     return found
 
 
 def decode(rows: torch.Tensor, kind: WeightFormat) -> torch.Tensor:
-    """Expand rows of blocks: ``[R, bytes]`` uint8 to ``[R, elements]`` float32."""
+    """Expand rows of blocks: ``[R, bytes]`` uint8 to ``[R, elements]`` float32; of scaled formats, not yet scaled."""
     elements, size = BLOCK_ELEMENTS[kind]
     return DECODERS[kind](rows.reshape(-1, size)).reshape(rows.shape[0], rows.shape[1] // size * elements)
 
@@ -90,13 +94,29 @@ def raw_rows(raw: RawWeight) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return data.reshape(rows, data.size // rows if rows else 0)
 
 
+def decode_rows(raw: RawWeight, kind: WeightFormat, rows: slice | np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
+    """Expand some rows of a weight: ``[r, width]`` float32."""
+    # The copy makes read-only pages of a mapped file writable for torch; chosen rows are one already.
+    table = raw_rows(raw)[rows]
+    decoded = decode(torch.from_numpy(table.copy() if isinstance(rows, slice) else table), kind)
+    if kind not in SCALED:
+        return decoded
+    scales, zeros = (_beside(raw, name, rows) for name in ("scales", "zeros"))
+    assert scales is not None, "format_of refuses a weight without"
+    return scaled.scale(decoded, kind, scales, zeros, raw)
+
+
+def _beside(raw: RawWeight, name: str, rows: slice | np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor | None:
+    extra = raw.extra.get(name)
+    return None if extra is None else decode_rows(extra, WeightFormat(extra.format), rows)
+
+
 def decode_chunks(raw: RawWeight, kind: WeightFormat) -> Iterator[tuple[int, torch.Tensor]]:
     """Expand a weight piece by piece: the first row of each piece, and the piece as ``[r, width]`` float32."""
-    table = raw_rows(raw)
+    rows = math.prod(raw.shape[:-1])
     step = max(1, _CHUNK_ELEMENTS // max(1, raw.shape[-1] if raw.shape else 1))
-    for start in range(0, table.shape[0], step):
-        # The copy makes read-only pages of a mapped file writable for torch.
-        yield start, decode(torch.from_numpy(table[start : start + step].copy()), kind)
+    for start in range(0, rows, step):
+        yield start, decode_rows(raw, kind, slice(start, start + step))
 
 
 def expand(raw: RawWeight, kind: WeightFormat, dtype: torch.dtype) -> torch.Tensor:

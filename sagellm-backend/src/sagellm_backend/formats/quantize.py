@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,7 @@ def quantize(raw: RawWeight, kind: WeightFormat, target: WeightFormat) -> RawWei
                     " scales of float16; load it without quantization",
                     "quantization",
                 )
-    return replace(raw, format=target.value, data=made.data)
+    return RawWeight(raw.name, target.value, raw.shape, made.data)
 
 
 def _q8_0(values: Floats, out: Bytes) -> bool:

@@ -100,12 +100,24 @@ def cache_dtype(capabilities: BackendCapabilities, dtype: str, computed_in: DTyp
     )
 
 
-def check_quantization(capabilities: BackendCapabilities, quantization: str | None) -> None:
-    """Refuse to quantise at load to what the backend does not offer, before anything is read.
+def check_quantization(capabilities: BackendCapabilities, quantization: str | None, stored: str | None = None) -> None:
+    """Refuse to quantise at load to what the backend does not offer, or what is quantised, before anything is read.
+
+    Args:
+        capabilities: The backend's.
+        quantization: What is asked for.
+        stored: The method that the checkpoint's weights are quantised with, if they are.
 
     Raises:
-        SageLLMError: ``UNSUPPORTED``, listing what it does offer.
+        SageLLMError: ``UNSUPPORTED``, listing what it does offer; ``INVALID_REQUEST`` for weights that are quantised.
     """
+    if quantization is not None and stored is not None:
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST,
+            f"quantization {quantization!r} was asked for, but the model's weights are quantised with {stored} already;"
+            " leave it out, or name the unquantised model",
+            "quantization",
+        )
     if quantization is not None and quantization not in capabilities.quantizations:
         raise SageLLMError(
             ErrorCode.UNSUPPORTED,

@@ -71,7 +71,7 @@ class InlineExecutor:
         capabilities = ops.capabilities()
         computed_in = compute_dtype(capabilities, _wanted(checkpoint.config, capabilities, dtype))
         kept_in = cache_dtype(capabilities, kv_cache_dtype, computed_in)
-        check_quantization(capabilities, quantization)
+        check_quantization(capabilities, quantization, checkpoint.config.quantization)
         config = checkpoint.config
         self._ops = ops
         self._model = models.load(checkpoint, ops, computed_in, quantization)

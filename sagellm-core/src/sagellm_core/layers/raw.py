@@ -33,7 +33,9 @@ def reorder_rows(raw: RawWeight, order: Sequence[int]) -> RawWeight:
     elements, size = BLOCK_ELEMENTS[WeightFormat(raw.format)]
     row = raw.shape[1] // elements * size if len(raw.shape) == 2 else size
     rows = np.frombuffer(memoryview(raw.data), dtype=np.uint8).reshape(raw.shape[0], row)
-    return replace(raw, data=rows[np.asarray(order)].data)
+    # Of what lies beside, scales and zero points have a row each; the order of columns is the same for all rows.
+    beside = {name: reorder_rows(extra, order) if name != "columns" else extra for name, extra in raw.extra.items()}
+    return replace(raw, data=rows[np.asarray(order)].data, extra=beside)
 
 
 def transpose(raw: RawWeight) -> RawWeight:

@@ -168,7 +168,11 @@ class Packer:
     def _matrix(self, name: str, shape: tuple[int, int], sharding: Sharding) -> RawWeight:
         if not self._checkpoint.config.transposed_linears:
             return self.take(name, shape, sharding)
-        return rearrange.transpose(self.take(name, shape[::-1], sharding))
+        raw = self._checkpoint.weight(name)
+        # What quantises a projection stores it the usual way, whichever way it was stored before.
+        if raw.extra:
+            return self._accounted(raw, shape, sharding)
+        return rearrange.transpose(self._accounted(raw, shape[::-1], sharding))
 
     def take(self, name: str, shape: tuple[int, ...], sharding: Sharding) -> RawWeight:
         """A tensor as it is stored, accounted for.
@@ -176,8 +180,12 @@ class Packer:
         Raises:
             SageLLMError: ``INVALID_REQUEST`` when it is missing, or not of ``shape``.
         """
-        raw = self._checkpoint.weight(name)
+        return self._accounted(self._checkpoint.weight(name), shape, sharding)
+
+    def _accounted(self, raw: RawWeight, shape: tuple[int, ...], sharding: Sharding) -> RawWeight:
         if raw.shape != shape:
-            raise corrupt(self._checkpoint.path, f"tensor {name!r} is {raw.shape}; the configuration makes it {shape}")
-        self.sharding[name] = sharding
+            raise corrupt(
+                self._checkpoint.path, f"tensor {raw.name!r} is {raw.shape}; the configuration makes it {shape}"
+            )
+        self.sharding[raw.name] = sharding
         return raw

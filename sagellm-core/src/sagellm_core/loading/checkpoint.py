@@ -18,11 +18,24 @@ from .gguf import MAGIC, GGUFFile
 from .gguf_checkpoint import GGUFCheckpoint
 from .gguf_config import read_gguf_config
 from .hf_config import read_hf_config
+from .quantized import scheme_of
 from .safetensors_checkpoint import SafetensorsCheckpoint
+
+
+def _open_safetensors(path: Path) -> Checkpoint:
+    checkpoint = SafetensorsCheckpoint(path)
+    if checkpoint.config.quantization is None:
+        return checkpoint
+    from .quantized.checkpoint import QuantizedCheckpoint  # needs NumPy, which not every process needs
+
+    scheme = scheme_of(checkpoint.config.raw, path)
+    assert scheme is not None, "the configuration was read as that of quantised weights"
+    return QuantizedCheckpoint(checkpoint, scheme)
+
 
 _READERS: Mapping[str, Callable[[Path], Checkpoint]] = {
     "gguf": GGUFCheckpoint,
-    "safetensors": SafetensorsCheckpoint,
+    "safetensors": _open_safetensors,
 }
 LOAD_FORMATS = ("auto", *_READERS, "dummy")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

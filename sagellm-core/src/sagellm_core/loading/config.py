@@ -137,6 +137,7 @@ class ModelConfig:
         bos_token_id: Beginning of text.
         eos_token_ids: Tokens that end an answer.
         pad_token_id: Padding.
+        quantization: Method that the weights were quantised with before they were saved, if they were.
         dtype: Type the weights were saved in, where the checkpoint says so.
         raw: Everything the checkpoint said, as it said it.
     """
@@ -175,6 +176,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    quantization: str | None = None
     dtype: str | None = None
     raw: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from . import quantized
 from .config import ModelConfig
 from .errors import corrupt, unsupported
 from .families import FAMILIES, Family
@@ -27,7 +28,7 @@ def read_hf_config(folder: Path) -> ModelConfig:
             ``UNSUPPORTED`` naming one that is not offered.
     """
     path = folder / "config.json"
-    config = parse_hf_config(read_object(path), path)
+    config = parse_hf_config(quantized.with_settings(folder, read_object(path)), path)
     generation = folder / "generation_config.json"
     if not generation.is_file():
         return config
@@ -55,7 +56,7 @@ def parse_hf_config(values: Mapping[str, Any], source: Path | str) -> ModelConfi
     model_type = Fields(source, values).text("model_type", "")
     family = FAMILIES.get(model_type, Family())
     fields = family.read(values, source)
-    _refuse_quantized(fields, family)
+    scheme = quantized.scheme_of(values, source, native=family.quantizations)
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
     head_dim = fields.integer("head_dim", None) or family.defaults.get("head_dim") or _whole(source, hidden, heads)
@@ -92,6 +93,7 @@ def parse_hf_config(values: Mapping[str, Any], source: Path | str) -> ModelConfi
         bos_token_id=fields.integer("bos_token_id", None, minimum=0),
         eos_token_ids=fields.integers("eos_token_id"),
         pad_token_id=fields.integer("pad_token_id", None, minimum=-1),
+        quantization=scheme.method if scheme is not None else None,
         dtype=fields.text("dtype", None) or fields.text("torch_dtype", None),
         raw=MappingProxyType(dict(values)),
     )
@@ -119,18 +121,6 @@ def _inner(fields: Fields, family: Family, hidden: int) -> int:
     if family.inner is None:
         return fields.integer("intermediate_size")
     return fields.integer("intermediate_size", family.inner * hidden)
-
-
-def _refuse_quantized(fields: Fields, family: Family) -> None:
-    quantization = fields.table("quantization_config")
-    if quantization is not None:
-        method = quantization.text("quant_method", "an unnamed method")
-        if method in family.quantizations:
-            return
-        raise unsupported(
-            fields.source,
-            f"the weights are quantised with {method!r}, which is not offered; use the GGUF or the unquantised form",
-        )
 
 
 def _layer_types(fields: Fields, family: Family, layers: int) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ def _fits(unit: FusableUnit) -> bool:
         return False
     if not all(isinstance(weight, NativeMatrix) for weight in unit.weights.values()):
         return False
+    if any(isinstance(weight, NativeMatrix) and weight.columns is not None for weight in unit.weights.values()):
+        return False
     first = layers[0]
     same = ("num_heads", "num_kv_heads", "head_dim", "rope")
     if any(config[layer + name] != config[first + name] for layer in layers for name in same):

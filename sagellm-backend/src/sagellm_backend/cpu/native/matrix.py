@@ -68,6 +68,7 @@ class NativeMatrix:
     Attributes:
         shape: ``(O, E)``.
         dtype: What activations are taken as.
+        columns: Which column each stored one is, where they are in another order.
         struct: What the kernels are given.
         nbytes: Bytes of the matrix and its bias.
     """
@@ -80,7 +81,19 @@ class NativeMatrix:
         store: MatrixStore,
         parts: Sequence[tuple[RawWeight, WeightFormat]],
         bias: torch.Tensor | None,
+        columns: torch.Tensor | None = None,
     ) -> None:
+        """Lay a matrix out.
+
+        Args:
+            library: The kernels.
+            store: Where it is kept.
+            parts: Matrices of equal E with their formats, stacked along rows.
+            bias: ``[O]``.
+            columns: Which column of the matrix each stored one is, ``[E]``, where they are in another order: what it
+                multiplies is brought into that order first.
+        """
+        self.columns = columns
         cols = parts[0][0].shape[-1]
         segments = _segments(parts)
         self._library = library
@@ -115,7 +128,7 @@ class NativeMatrix:
         kind = _TYPES.get(x.dtype)
         if kind is None:
             return self.linear(x.float(), level).to(x.dtype)
-        x = x.contiguous()
+        x = x.contiguous() if self.columns is None else x.index_select(1, self.columns)
         out = torch.empty(x.shape[0], self.shape[0], dtype=x.dtype)
         status = self._library.handle.sage_linear(
             self._library.level if level is None else level,

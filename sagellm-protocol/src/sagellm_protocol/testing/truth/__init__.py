@@ -22,6 +22,7 @@ from .operations import (
     softcap,
 )
 from .sampling import distribution, draw, logprobs
+from .scaled import random_weight, values
 from .weights import dequantize, random_blocks
 
 __all__ = [
@@ -39,10 +40,12 @@ __all__ = [
     "moe",
     "paged_attention",
     "random_blocks",
+    "random_weight",
     "rms_norm",
     "rope",
     "route",
     "segment_attention",
     "silu_mul",
     "softcap",
+    "values",
 ]

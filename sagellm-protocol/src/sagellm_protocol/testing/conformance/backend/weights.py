@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,17 @@ normal values leave 0.006 and 0.08 of it; activations of 8 bits add about as muc
 def _columns(format: WeightFormat) -> int:
     """An awkward row length: odd where the format allows it, else three blocks, or two long ones."""
     elements = BLOCK_ELEMENTS[format][0]
-    return {1: 37, 32: 96, 256: 512}[elements]
+    return {1: 37, 2: 96, 32: 96, 256: 512}[elements]
 
 
 class WeightConformance(BackendSuite):
     """Raw weights, packed weights, tables."""
 
     def _random(self, rng: np.random.Generator, format: WeightFormat, shape: tuple[int, ...]) -> RawWeight:
-        return RawWeight("test", format.value, shape, truth.random_blocks(rng, format, shape))
+        return truth.random_weight(rng, format, shape)
 
     def _true(self, raw: RawWeight) -> np.typing.NDArray[np.float64]:
-        return truth.dequantize(bytes(memoryview(raw.data)), WeightFormat(raw.format), raw.shape)
+        return truth.values(raw)
 
     def _limit(self, backend: Backend[Any], format: WeightFormat, dtype: DType) -> float:
         kept = format.value in backend.capabilities().kept_quantized
@@ -83,6 +84,22 @@ class WeightConformance(BackendSuite):
         got = self.read(backend, backend.linear(self.tensor(backend, x, dtype), backend.pack_weight(parts, dtype)))
         want = truth.linear(self.rounded(backend, x, dtype), np.concatenate([self._true(part) for part in parts]))
         self.check(got, want, max(self._limit(backend, format, dtype) for format in chosen))
+
+    @pytest.mark.parametrize("alike", [True, False], ids=["one order", "orders of their own"])
+    def test_parts_of_a_weight_may_have_columns_out_of_order(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, alike: bool
+    ) -> None:
+        if WeightFormat.INT4.value not in backend.capabilities().weight_formats:
+            pytest.skip("it takes no scaled integers")
+        first, second = (self._random(rng, WeightFormat.INT4, (rows, 96)) for rows in (16, 5))
+        if alike:
+            second = replace(second, extra={**second.extra, "columns": first.extra["columns"]})
+        x = rng.standard_normal((3, 96))
+        got = self.read(
+            backend, backend.linear(self.tensor(backend, x, dtype), backend.pack_weight([first, second], dtype))
+        )
+        want = truth.linear(self.rounded(backend, x, dtype), np.concatenate([self._true(first), self._true(second)]))
+        self.check(got, want, self._limit(backend, WeightFormat.INT4, dtype))
 
     def test_embedding_looks_rows_up(
         self, backend: Backend[Any], rng: np.random.Generator, dtype: DType, weight_format: WeightFormat
