@@ -134,6 +134,15 @@ def test_reasoning_is_free_and_the_answer_after_it_is_not(folder: Path, reasonin
         assert thoughts > 20
 
 
+def test_analysis_is_free_and_the_final_channel_is_not(folder: Path) -> None:
+    with open_llm(folder, "harmony", "harmony") as llm:
+        answers = [talk(llm, seed, max_tokens=120, structured=FORM) for seed in range(4)]
+    assert any(answer.output_text for answer in answers)
+    for answer in answers:
+        assert re.fullmatch("[0-9]{4}", answer.output_text) or answer.finish_reason is FinishReason.LENGTH
+        assert answer.outputs[0].reasoning is None or answer.usage.reasoning_tokens
+
+
 def ask(**fields: Any) -> Request:
     return Request.model_validate(
         {"request_id": "r", "model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
