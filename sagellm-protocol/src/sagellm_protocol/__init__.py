@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         EngineSpec,
         EngineState,
         EngineStats,
+        Speculation,
     )
     from .errors import (
         ErrorCode,
@@ -172,6 +173,7 @@ _NAMES = {
         "EngineSpec",
         "EngineState",
         "EngineStats",
+        "Speculation",
     ),
     "errors": (
         "ErrorCode",
@@ -306,6 +308,7 @@ __all__ = [
     "SamplingParams",
     "ScoreRequest",
     "ScoreResponse",
+    "Speculation",
     "StartEvent",
     "StreamEvent",
     "StructuredOutput",

@@ -8,11 +8,42 @@ from __future__ import annotations
 from enum import Enum
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
+from typing_extensions import Self
 
 from ._wire import Ask, Report
 from .devices import DeviceInfo
 from .requests import Name
+
+
+class Speculation(Ask):
+    """Speculative decoding: tokens are drafted cheaply, and the model verifies several in one step.
+
+    It changes no answer, greedy or sampled: every token is the one that the model itself draws at its position.
+    """
+
+    method: Literal["ngram", "draft"] = "ngram"
+    """``ngram`` continues what the text ends in as it went on before (prompt look-up); ``draft`` asks a smaller model
+    of the same vocabulary."""
+    model: Name | None = None
+    """The smaller model: local path, catalogue name or hub name."""
+    revision: str | None = None
+    tokens: int = Field(default=6, ge=1, le=32)
+    """Most tokens drafted for a sequence in one step."""
+    min_match: int = Field(default=3, ge=1, le=16)
+    """``ngram``: tokens that must have come before for what followed them to be a draft."""
+    adaptive: bool = True
+    """Draft only where measured costs and acceptance say that it pays; otherwise wherever there is room."""
+
+    @model_validator(mode="after")
+    def _has_its_model(self) -> Self:
+        if (self.method == "draft") != (self.model is not None):
+            raise ValueError(
+                "method 'draft' needs model, the smaller model's path or name"
+                if self.model is None
+                else f"model {self.model!r} drafts by method 'draft'; method {self.method!r} takes none"
+            )
+        return self
 
 
 class EngineSpec(Ask):
@@ -60,6 +91,8 @@ class EngineSpec(Ask):
     """Folder for blocks that are to outlive the engine; several may share it."""
     kv_offload_disk_bytes: int | None = Field(default=None, ge=1)
     """Most bytes of blocks in that folder."""
+    speculative: Speculation | None = None
+    """Draft tokens and verify several in one step; absent, each step makes one token a sequence."""
     core: Literal["process", "inline"] = "process"
     """Whether the engine's core runs in a process of its own or in the caller's."""
     seed: int | None = None
@@ -160,6 +193,10 @@ class EngineStats(Report):
     """Blocks brought back from there, ever."""
     preemptions: int | None = None
     evicted_blocks: int | None = None
+    drafted_tokens: int | None = None
+    """Draft tokens verified; ``None`` where none are drafted."""
+    accepted_tokens: int | None = None
+    """Those of them that were accepted."""
     completed: int = 0
     failed: int = 0
     cancelled: int = 0

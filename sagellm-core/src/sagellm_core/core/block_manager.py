@@ -133,8 +133,13 @@ class BlockManager:
                 return False
         return True
 
-    def extend(self, sequence: Sequence, num_tokens: int) -> list[list[int]] | None:
+    def extend(self, sequence: Sequence, num_tokens: int, spare: int = 0) -> list[list[int]] | None:
         """Give a running sequence the blocks it lacks for its first ``num_tokens`` tokens.
+
+        Args:
+            sequence: Which.
+            num_tokens: From its first on.
+            spare: Blocks that must stay available in each group if it is given some.
 
         Returns:
             For each group the new block ids; empty when it has enough; ``None`` when there are not enough: nothing has
@@ -144,7 +149,7 @@ class BlockManager:
         if num_tokens <= held * self.block_size:
             return []
         missing = self._blocks_for(num_tokens) - held
-        if any(pool.available < missing for pool in self.pools):
+        if any(pool.available - spare < missing for pool in self.pools):
             return None
         grown = [pool.allocate(missing) for pool in self.pools]
         for table, new in zip(sequence.tables, grown, strict=True):

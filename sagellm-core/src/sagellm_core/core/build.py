@@ -16,8 +16,10 @@ from sagellm_core.offload.open import shelf_opener
 from sagellm_core.options import pooling_option
 from sagellm_protocol.engine import EngineSpec
 
+from .draft import open_draft
 from .loop import EngineCore
 from .sizing import decide_encoder_limits, decide_limits
+from .speculation import DraftPolicy
 
 
 def build_core(spec: EngineSpec, path: Path) -> EngineCore:
@@ -35,6 +37,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     checkpoint.config, pooling = settled.config, settled.pooling
     backend = open_backend(spec.device, dtype=spec.dtype, threads=spec.threads)
     grammars = GrammarStore(checkpoint.config.vocab_size, checkpoint.config.eos_token_ids)
+    draft = open_draft(spec, path, checkpoint.config)
     executor = InlineExecutor(
         checkpoint,
         backend,
@@ -43,8 +46,12 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         kv_cache_dtype=spec.kv_cache_dtype,
         grammars=grammars,
         pooling=None if pooling is None else pooling.kind,
+        speculative=spec.speculative,
+        draft=draft,
     )
     checkpoint.release()
+    if draft is not None:
+        draft.release()
     info = executor.info
     open_shelf = shelf_opener(spec, info.kv_specs)
     positions = info.max_position_embeddings
@@ -53,7 +60,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     if info.kv_specs:
         limits = decide_limits(
             spec,
-            kv_specs=info.kv_specs,
+            kv_specs=(*info.kv_specs, *info.draft_kv_specs),  # a pool each, of as many blocks
             kv_dtype=info.kv_dtype,
             max_position_embeddings=positions,
             device_kind=info.device.kind,
@@ -61,4 +68,12 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         )
     else:
         limits = decide_encoder_limits(spec, max_position_embeddings=positions, device_kind=info.device.kind)
-    return EngineCore(executor, limits, prefix_caching=spec.prefix_caching, grammars=grammars, open_shelf=open_shelf)
+    asked = spec.speculative
+    return EngineCore(
+        executor,
+        limits,
+        prefix_caching=spec.prefix_caching,
+        grammars=grammars,
+        open_shelf=open_shelf,
+        drafting=None if asked is None else DraftPolicy(asked.tokens, adaptive=asked.adaptive),
+    )

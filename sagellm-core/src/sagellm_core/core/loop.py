@@ -33,6 +33,7 @@ from .request import Beginning, CoreOutput, CoreRequest, CoreStats, Ending, Pool
 from .scheduler import Scheduler, Step
 from .sequence import Finish, Sequence, Status
 from .sizing import CoreLimits
+from .speculation import DraftPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class EngineCore:
         prefix_caching: Whether prefixes outlive the sequences that computed them.
         grammars: Compiles what output must follow; the executor has the same. Without it such requests are refused.
         open_shelf: Opens what keeps blocks outside the device, given how they lie.
+        drafting: Says how many tokens to draft, where the executor drafts any.
 
     Attributes:
         kv_log: What changes in the prefix cache, and in what is kept outside the device.
@@ -84,11 +86,13 @@ class EngineCore:
         prefix_caching: bool = True,
         grammars: Grammars | None = None,
         open_shelf: Callable[[BlockLayout], Shelf] | None = None,
+        drafting: DraftPolicy | None = None,
     ) -> None:
         self.limits = limits
         self.kv_log = KVLog()
         self.wake: Callable[[], None] = _nobody_waits
         self._grammars = grammars
+        self._drafting = drafting
         self._held = 0
         self._compiled: deque[tuple[int, Future[Grammar]]] = deque()
         self._executor = executor
@@ -111,6 +115,7 @@ class EngineCore:
             limits.max_num_batched_tokens,
             before_release=self._measure,
             hold=self._waits_for_blocks,
+            drafting=drafting,
             whole=not groups,
         )
         self._kv_bytes = executor.allocate(
@@ -318,6 +323,7 @@ class EngineCore:
         if plan is None:
             return outputs
         began = time.perf_counter()
+        begun = 0.0 if self._drafting is None else self._drafting.clock()
         try:
             result = self._executor.run(plan).result()
         except Exception as error:  # whatever it is, it is reported to those it happened to
@@ -328,8 +334,13 @@ class EngineCore:
         if self._offload is not None:
             self._offload.stepped(plan.num_scheduled, time.perf_counter() - began)
         by_slot = {produced.slot: produced for produced in result.slots}
-        for sequence, scheduled, samples in zip(step.rows, plan.num_scheduled, plan.samples, strict=True):
-            self._take_in(sequence, scheduled, samples, by_slot.get(sequence.slot), outputs)
+        if self._drafting is not None:
+            self._note_drafts(self._drafting, step, plan, by_slot, self._drafting.clock() - begun)
+        drafts = plan.drafts or [0] * len(step.rows)
+        for sequence, scheduled, drafted, samples in zip(
+            step.rows, plan.num_scheduled, drafts, plan.samples, strict=True
+        ):
+            self._take_in(sequence, scheduled + drafted, samples, by_slot.get(sequence.slot), outputs)
         return outputs
 
     def stats(self) -> CoreStats:
@@ -356,6 +367,8 @@ class EngineCore:
             preemptions=scheduler.preemptions,
             evicted_blocks=self._blocks.evicted,
             **({} if self._offload is None else self._offload.stats()),
+            drafted_tokens=None if self._drafting is None else self._drafting.drafted,
+            accepted_tokens=None if self._drafting is None else self._drafting.accepted,
         )
 
     def check_integrity(self) -> None:
@@ -458,6 +471,8 @@ class EngineCore:
             kv_tokens=request.kv_tokens,
             kv_bytes=request.kv_bytes,
             peak_mem_mb=self._peak_memory.read_mb(),
+            drafted=None if sequence.drafting is None else sequence.drafting.drafted,
+            accepted=None if sequence.drafting is None else sequence.drafting.accepted,
         )
         outputs.setdefault(request.origin, []).append(output)
         request.live -= 1
@@ -474,6 +489,18 @@ class EngineCore:
         for sequence in rows:
             sequence.finish, sequence.error = Finish.FAILED, message
             self._end(sequence, outputs)
+
+    def _note_drafts(
+        self, drafting: DraftPolicy, step: Step, plan: StepPlan, by_slot: dict[int, SlotResult], seconds: float
+    ) -> None:
+        """Tell who decides about drafts what those of a step brought and cost."""
+        brought = []
+        for sequence, slot in zip(step.rows, plan.slots, strict=True):
+            made = by_slot.get(slot)
+            if made is not None and made.drafted and sequence.drafting is not None:
+                length = len(sequence.tokens) + len(made.token_ids)
+                brought.append((sequence.drafting, length, made.drafted, len(made.token_ids) - 1))
+        drafting.note(step.decoding, seconds, brought, pure=step.decoding == len(step.rows))
 
     def _note_times(self, step: Step) -> None:
         if not (step.admitted or step.preempted):

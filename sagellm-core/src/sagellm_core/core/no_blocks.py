@@ -42,7 +42,7 @@ class NoBlocks:
         """There is always room."""
         return True
 
-    def extend(self, sequence: Sequence, num_tokens: int) -> list[list[int]]:
+    def extend(self, sequence: Sequence, num_tokens: int, spare: int = 0) -> list[list[int]]:
         """No blocks, which is enough."""
         return []
 

@@ -108,6 +108,8 @@ class StepPlan(msgspec.Struct, frozen=True):
         num_scheduled: Tokens of each row's sequence to compute now, at least one.
         samples: Whether each row produces a token, or its vector: its sequence has no tokens left uncomputed after
             this step.
+        drafts: Draft tokens that each row may compute and verify beyond ``num_scheduled``: as many as have blocks;
+            fewer where fewer are found. Only rows that sample have some; empty where no row has.
     """
 
     step: int
@@ -119,6 +121,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     num_computed: list[int] = []
     num_scheduled: list[int] = []
     samples: list[bool] = []
+    drafts: list[int] = []
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -146,6 +149,7 @@ class SlotResult(msgspec.Struct, frozen=True):
         complete: What its grammar asks for is there, and nothing may follow.
         error: Why this slot's sequence cannot go on; others are unharmed.
         vector: What its sequence was pooled to, float32 in this host's byte order.
+        drafted: Draft tokens that were verified. All of ``token_ids`` but the last were among them.
     """
 
     slot: int
@@ -155,6 +159,7 @@ class SlotResult(msgspec.Struct, frozen=True):
     error: str | None = None
     complete: bool = False
     vector: bytes | None = None
+    drafted: int = 0
 
 
 class StepResult(msgspec.Struct, frozen=True):

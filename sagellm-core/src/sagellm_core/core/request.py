@@ -63,6 +63,8 @@ class Ending(msgspec.Struct, frozen=True, array_like=True):
         kv_tokens: Most tokens that its request held in the cache at once so far, shared ones counted once.
         kv_bytes: Bytes of the blocks these need.
         peak_mem_mb: Highest resident memory of the core's process so far, MiB.
+        drafted: Draft tokens that were verified for it; ``None`` where none are drafted.
+        accepted: Those that were accepted.
     """
 
     finish: Finish
@@ -73,6 +75,8 @@ class Ending(msgspec.Struct, frozen=True, array_like=True):
     kv_tokens: int
     kv_bytes: int
     peak_mem_mb: float | None
+    drafted: int | None = None
+    accepted: int | None = None
 
 
 class Beginning(msgspec.Struct, frozen=True, array_like=True):
@@ -137,3 +141,5 @@ class CoreStats(msgspec.Struct, frozen=True, array_like=True):
     disk_kv_bytes: int | None = None
     offloaded_blocks: int | None = None
     loaded_blocks: int | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None

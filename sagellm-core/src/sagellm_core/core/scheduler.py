@@ -6,7 +6,7 @@ given a block takes it from the last in order of service, which is recomputed la
 preempted for another, so it always gets on; alone it ends when the pool does. Admission takes the blocks of all known
 tokens at once, so prefills never compete half-way. One that waits and is more urgent than some that run takes the slot
 and the blocks it lacks from the least urgent of them, the newest first, if all of those together have enough; one that
-is as urgent never does, whenever it came.
+is as urgent never does, whenever it came. Drafts take what all of these leave of budget and blocks.
 
 Holds no tensors, calls no executor; plain integers in, a :class:`~.plan.StepPlan` out.
 """
@@ -21,6 +21,7 @@ from .block_manager import BlockManager
 from .no_blocks import NoBlocks
 from .plan import NewBlocks, NewSequence, StepPlan
 from .sequence import Finish, Sequence, Status
+from .speculation import Drafting, DraftPolicy
 from .waiting import WaitingQueue
 
 
@@ -34,6 +35,7 @@ class Step:
         admitted: Those that were given a slot for it.
         preempted: Those that lost theirs for it.
         ended: Those that left because the pool has no further block for them, alone as they are.
+        decoding: How many of the rows are one token and make the next, where drafts are had.
     """
 
     plan: StepPlan | None
@@ -41,6 +43,7 @@ class Step:
     admitted: list[Sequence]
     preempted: list[Sequence]
     ended: list[Sequence]
+    decoding: int = 0
 
 
 @dataclass
@@ -50,6 +53,8 @@ class _Draft:
     budget: int
     rows: dict[Sequence, int] = field(default_factory=dict)
     blocks: dict[Sequence, list[list[int]]] = field(default_factory=dict)
+    drafts: dict[Sequence, int] = field(default_factory=dict)
+    decoding: int = 0
     added: list[NewSequence] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
@@ -79,6 +84,7 @@ class Scheduler:
         max_num_batched_tokens: Token budget of a step; at least ``max_num_seqs``, so that all may decode.
         before_release: Called with a sequence that is about to lose its blocks.
         hold: Asked of a sequence that waits, when it might be admitted: whether it is to be passed over for now.
+        drafting: Says how many tokens to draft, if any are.
         whole: Compute a sequence's tokens in one step or not at all, as a model needs that keeps nothing between steps;
             the budget is at least the longest sequence then.
     """
@@ -91,6 +97,7 @@ class Scheduler:
         before_release: Callable[[Sequence], None] = lambda sequence: None,
         hold: Callable[[Sequence], bool] = lambda sequence: False,
         *,
+        drafting: DraftPolicy | None = None,
         whole: bool = False,
     ) -> None:
         assert max_num_batched_tokens >= max_num_seqs, "every slot must be able to decode in every step"
@@ -100,6 +107,7 @@ class Scheduler:
         self.preemptions = 0
         self._before_release = before_release
         self._hold = hold
+        self._drafting = drafting
         self._whole = whole
         self._budget = max_num_batched_tokens
         self._slots = list(range(max_num_seqs - 1, -1, -1))
@@ -126,6 +134,8 @@ class Scheduler:
             self._admit(draft)
         if not draft.rows and not draft.ended:
             return None
+        if self._drafting is not None:
+            self._speculate(draft, self._drafting)
         return self._step(draft)
 
     def drop_again(self, plan: StepPlan) -> None:
@@ -245,6 +255,34 @@ class Scheduler:
         """Whether some that run are less urgent than one that waits."""
         return sequence is not None and bool(self.running) and sequence.key[0] < self.running[-1].key[0]
 
+    def _speculate(self, draft: _Draft, drafting: DraftPolicy) -> None:
+        """Let those that decode have drafts, as far as that takes nothing from anybody."""
+        decoding = [s for s, count in draft.rows.items() if count == 1 and not s.uncomputed and s.pooled is None]
+        draft.decoding = len(decoding)
+        terms = drafting.begin(len(decoding)) if decoding else None
+        if terms is None or not terms.most:
+            return
+        for sequence in decoding:
+            length = len(sequence.tokens)
+            if sequence.drafting is None:
+                sequence.drafting = Drafting()
+            # The last token that it may have is never a draft: its own is drawn behind the one before.
+            most = min(draft.budget, sequence.limit - length - 1)
+            count = min(most, terms.wanted(sequence.drafting, length)) if most > 0 else 0
+            if not count:
+                continue
+            blocks = self.blocks.extend(sequence, length + count, self._spare)
+            if blocks is None:
+                count = min(count, len(sequence.tables[0]) * self.blocks.block_size - length)
+            elif blocks:
+                given = draft.blocks.get(sequence)
+                draft.blocks[sequence] = (
+                    blocks if given is None else [a + b for a, b in zip(given, blocks, strict=True)]
+                )
+            if count > 0:
+                draft.drafts[sequence] = count
+                draft.budget -= count
+
     def _waits_for_leader(self, sequence: Sequence) -> bool:
         leader = sequence.leader
         if leader is None or leader.status is Status.FINISHED:
@@ -287,10 +325,11 @@ class Scheduler:
             num_computed=[sequence.num_computed for sequence in rows],
             num_scheduled=list(draft.rows.values()),
             samples=[sequence.uncomputed == 0 for sequence in rows],
+            drafts=[draft.drafts.get(sequence, 0) for sequence in rows] if draft.drafts else [],
         )
         self._dropped = []
         self._steps += 1
-        return Step(plan, rows, draft.admitted, draft.preempted, draft.ended)
+        return Step(plan, rows, draft.admitted, draft.preempted, draft.ended, draft.decoding)
 
 
 def _key(sequence: Sequence) -> tuple[int, int]:

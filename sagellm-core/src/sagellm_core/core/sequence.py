@@ -11,6 +11,7 @@ from enum import Enum
 from sagellm_protocol.blocks import BlockHash, block_hash
 
 from .plan import Pooled, TokenSampling
+from .speculation import Drafting
 
 
 class Finish(str, Enum):
@@ -57,6 +58,7 @@ class Sequence:
         cached_tokens: Prompt tokens that came from the prefix cache at its first admission.
         preemptions: Times it lost its blocks.
         pooled: How it becomes a vector, if it is read and not continued.
+        drafting: What drafts brought it, once it had some.
         read_whole: Every one of its tokens is to be computed, so that no prefix hit may skip some.
     """
 
@@ -64,6 +66,7 @@ class Sequence:
         "_hashes",
         "_root",
         "cached_tokens",
+        "drafting",
         "end_ids",
         "error",
         "finish",
@@ -120,6 +123,7 @@ class Sequence:
         self.published = 0
         self.cached_tokens = 0
         self.preemptions = 0
+        self.drafting: Drafting | None = None
         self.finish: Finish | None = None
         self.stop_token: int | None = None
         self.error: str | None = None

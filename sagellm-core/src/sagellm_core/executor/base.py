@@ -30,13 +30,14 @@ class ModelInfo:
         dtype: Type that is computed in.
         quantization: How weights were quantised at load, if they were.
         eos_token_ids: Tokens that end an answer.
-        weight_bytes: Bytes that the weights occupy on the device.
+        weight_bytes: Bytes that the weights occupy on the device, those of a model that drafts included.
         backend: Name of the backend.
         device: The device.
         generates: It continues prompts.
         pooling: Which hidden states become a vector, if it makes any.
         embedding_size: Dimensions of such a vector; ``None`` where it is a score.
         scores: A head makes one number of each input.
+        draft_kv_specs: What each layer of a model that drafts keeps of a token, beside ``kv_specs``.
     """
 
     architecture: str
@@ -55,6 +56,7 @@ class ModelInfo:
     pooling: PoolingKind | None = None
     embedding_size: int | None = None
     scores: bool = False
+    draft_kv_specs: tuple[KVSpec, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sagellm_core.core.plan import NewSequence, SlotResult, StepPlan, TokenSampling
+from sagellm_core.core.plan import NewSequence, SlotResult, StepPlan
 from sagellm_core.grammar.base import GrammarError, Grammars, Matcher
 
 from .slots import Slots
 
 _Bits = npt.NDArray[np.uint32]
+_Words = npt.NDArray[np.int32]
 
 
 class Constraints:
@@ -37,6 +39,7 @@ class Constraints:
         self._matchers: dict[int, Matcher] = {}
         self._lost: dict[int, GrammarError] = {}  # slots whose grammar could not be followed again
         self._words = np.zeros((0, 0), dtype=np.int32)
+        self._ahead: dict[int, list[_Words]] = {}  # what may come behind each of a slot's drafts
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -47,6 +50,7 @@ class Constraints:
         for slot in plan.dropped:
             self._matchers.pop(slot, None)
             self._lost.pop(slot, None)
+            self._ahead.pop(slot, None)
         for new in plan.added:
             self._add(new)
 
@@ -77,14 +81,61 @@ class Constraints:
             except GrammarError as error:
                 ended[slot] = _broken(slot, error)
                 continue
-            if matcher.accepting and not self._may_go_on(slot, self._slots.sampling(slot)):
+            if matcher.accepting and not self._may_go_on(slot, self._words[slot]):
                 ended[slot] = SlotResult(slot, [], complete=True)
         return ended
 
-    def masks(self, slots: Sequence[int]) -> list[Sequence[int] | None]:
-        """What :meth:`prepare` found, for a batch of these rows; good until it is called again."""
+    def masks(self, slots: Sequence[int], drafts: Sequence[int] | None = None) -> list[Sequence[int] | None]:
+        """What :meth:`prepare` and :meth:`follow` found, for a batch of these rows; good until they are called again.
+
+        Args:
+            slots: The slot of each row.
+            drafts: How many of its slot's drafts come before each row's token; ``None`` where none do.
+        """
+        if not self._matchers:
+            return [None] * len(slots)
         # An array is a sequence in all but name.
-        return [cast(Sequence[int], self._words[slot]) if slot in self._matchers else None for slot in slots]
+        if drafts is None:
+            return [cast(Sequence[int], self._words[slot]) if slot in self._matchers else None for slot in slots]
+        rows = zip(slots, drafts, strict=True)
+        return [
+            cast(Sequence[int], self._ahead[slot][ahead - 1] if ahead else self._words[slot])
+            if slot in self._matchers
+            else None
+            for slot, ahead in rows
+        ]
+
+    def follow(self, slot: int, token: int) -> bool:
+        """Go on by one draft token, whose slot was prepared; whether it may come and another token behind it."""
+        matcher = self._matchers.get(slot)
+        if matcher is None:
+            return True
+        followed = self._ahead.setdefault(slot, [])
+        before = followed[-1] if followed else self._words[slot]
+        if not int(before[token >> 5]) >> (token & 31) & 1:
+            return False
+        words = np.zeros_like(before)
+        try:
+            matcher.accept([token])
+            if not matcher.complete:
+                matcher.fill(words)
+                if not matcher.accepting or self._may_go_on(slot, words, len(followed) + 1):
+                    followed.append(words)
+                    return True
+            matcher.rollback(1)
+        except GrammarError:  # it has become too large, which is no news before this token is the model's own
+            self._follow_again(slot, len(followed))
+        return False
+
+    def go_back(self) -> None:
+        """Take all drafts back."""
+        for slot, followed in self._ahead.items():
+            if followed:
+                try:
+                    self._matchers[slot].rollback(len(followed))
+                except GrammarError:
+                    self._follow_again(slot, 0)
+        self._ahead.clear()
 
     def accept(self, result: SlotResult) -> SlotResult:
         """Take in what a slot produced; the result, with what became of its grammar."""
@@ -97,16 +148,27 @@ class Constraints:
             return _broken(result.slot, error)
         if not matcher.complete:
             return result
-        return SlotResult(result.slot, result.token_ids, result.logprobs, complete=True)
+        return msgspec.structs.replace(result, complete=True)
 
-    def _may_go_on(self, slot: int, sampling: TokenSampling) -> bool:
-        """Settle which ends may come where the text may end; whether any token may."""
+    def _follow_again(self, slot: int, drafts: int) -> None:
+        """Follow a slot's grammar anew, through its output and this many of its drafts."""
+        grammar = self._slots.sampling(slot).grammar
+        assert self._grammars is not None and grammar is not None
+        matcher = self._matchers[slot] = self._grammars.get(grammar).matcher()
+        try:
+            matcher.accept(np.asarray(self._slots.output(slot, drafts)).tolist())
+        except GrammarError as error:
+            self._lost[slot] = error
+
+    def _may_go_on(self, slot: int, words: _Words, drafts: int = 0) -> bool:
+        """Settle in ``words`` which ends may come where the text may end; whether any token may."""
         assert self._grammars is not None
-        bits = self._words[slot].view(np.uint32)
+        sampling = self._slots.sampling(slot)
+        bits = words.view(np.uint32)
         own = sampling.end_ids
         ignored = [token for token in self._grammars.end_ids if token not in own]
         _clear(bits, ignored)
-        early = len(self._slots.output(slot)) < sampling.min_tokens
+        early = len(self._slots.output(slot, drafts)) < sampling.min_tokens
         if early:
             # They are banned anyway; what else may come decides whether anything does.
             others = bits.copy()

@@ -6,6 +6,7 @@ Knows nothing of processes or ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from typing_extensions import Buffer
@@ -19,10 +20,12 @@ from sagellm_core.loading.pooling import PoolingKind
 from sagellm_core.models.encoder import Encoder
 from sagellm_protocol.backend import Backend, KVCache, MemoryInfo
 from sagellm_protocol.devices import BackendCapabilities, DType
+from sagellm_protocol.engine import Speculation
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from .backends import AUTO, cache_dtype, check_quantization, compute_dtype
 from .base import CacheLayout, ModelInfo
+from .drafting import drafting_stage
 from .encoding import EncoderRunner
 from .pooling import Pooler
 from .runner import Runner
@@ -51,6 +54,8 @@ class InlineExecutor:
         kv_cache_dtype: Type to keep keys and values in, or ``auto``.
         pooling: Which hidden states become a vector; ``None`` where none is wanted.
         grammars: Those that sequences follow, compiled before a plan names them.
+        speculative: How tokens are drafted, if plans have some verified.
+        draft: Configuration and weights of the model that drafts, where one does.
 
     Raises:
         SageLLMError: ``UNSUPPORTED`` for a type, quantisation or architecture that is not offered; ``INVALID_REQUEST``
@@ -67,6 +72,8 @@ class InlineExecutor:
         kv_cache_dtype: str = AUTO,
         pooling: PoolingKind | None = None,
         grammars: Grammars | None = None,
+        speculative: Speculation | None = None,
+        draft: Checkpoint | None = None,
     ) -> None:
         capabilities = ops.capabilities()
         computed_in = compute_dtype(capabilities, _wanted(checkpoint.config, capabilities, dtype))
@@ -76,6 +83,7 @@ class InlineExecutor:
         self._ops = ops
         self._model = models.load(checkpoint, ops, computed_in, quantization)
         self._grammars = grammars
+        self._drafting = drafting_stage(speculative, self._model, ops, draft, computed_in, quantization)
         self._runner: Runner | EncoderRunner | None = None
         encodes = isinstance(self._model, Encoder)
         scores = isinstance(self._model, Encoder) and self._model.scores
@@ -90,13 +98,14 @@ class InlineExecutor:
             dtype=computed_in,
             quantization=quantization,
             eos_token_ids=config.eos_token_ids,
-            weight_bytes=self._model.weight_bytes,
+            weight_bytes=self._model.weight_bytes + (0 if self._drafting is None else self._drafting.weight_bytes),
             backend=ops.name,
             device=ops.device,
             generates=not encodes and not config.headless,
             pooling=pooling,
             embedding_size=None if pooling is None or scores else config.hidden_size,
             scores=scores,
+            draft_kv_specs=() if self._drafting is None else self._drafting.kv_specs,
         )
 
     @property
@@ -118,7 +127,10 @@ class InlineExecutor:
             pooler = Pooler(ops, slots, pooling, model.score if model.scores else None, self._sigmoid)
             self._runner = EncoderRunner(model, ops, slots, pooler)
         else:
-            self._runner = Runner(model, ops, layout, self._info.kv_dtype, pooling, self._grammars)
+            kept_in = self._info.kv_dtype
+            stage = self._drafting
+            drafting = None if stage is None else partial(stage.drafter, layout, kept_in)
+            self._runner = Runner(model, ops, layout, kept_in, pooling, self._grammars, drafting)
         return self._runner.cache_bytes
 
     @property

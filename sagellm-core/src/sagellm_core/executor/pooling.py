@@ -56,7 +56,7 @@ class Pooler:
         if not rows:
             return []
         if self.kind == "mean":
-            self._add(plan, rows, hidden.whole)
+            self._add(plan, inputs, rows, hidden.whole)
         done = [row for row in rows if plan.samples[row]]
         if not done:
             return []
@@ -67,9 +67,9 @@ class Pooler:
             for slot, vector in zip(slots, vectors, strict=True)
         ]
 
-    def _add(self, plan: StepPlan, rows: Sequence[int], hidden: Any) -> None:
+    def _add(self, plan: StepPlan, inputs: StepInputs, rows: Sequence[int], hidden: Any) -> None:
         # A long input is read in several steps, and again from its start after a preemption.
-        sums = self._host(self.ops.segment_sum(hidden, plan.num_scheduled))
+        sums = self._host(self.ops.segment_sum(hidden, inputs.attention.query_lens))
         for row in rows:
             slot = plan.slots[row]
             self._sums[slot] = sums[row] + (self._sums[slot] if plan.num_computed[row] else np.float32(0))

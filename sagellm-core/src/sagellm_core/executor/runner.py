@@ -6,7 +6,7 @@ Knows nothing of scheduling, requests or text, nor of other ranks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,14 @@ from sagellm_core.core.plan import SlotResult, StepPlan, StepResult, TokenLogpro
 from sagellm_core.grammar.base import Grammars
 from sagellm_core.loading.pooling import PoolingKind
 from sagellm_core.models.base import Model
-from sagellm_protocol.backend import Backend, RowLogprobs
+from sagellm_protocol.backend import Backend
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import SageLLMError
 
 from .base import CacheLayout
 from .constraints import Constraints
+from .drafting.base import Drafter
+from .drafting.speculator import Speculator, reported
 from .hidden import Hidden, Tokens
 from .inputs import StepInputs, step_inputs
 from .pooling import Pooler
@@ -49,6 +51,7 @@ class Runner:
         kv_dtype: Type the cache keeps.
         pooling: Which hidden states become a vector, where one is asked for.
         grammars: What sequences' output may have to follow.
+        drafting: Who drafts tokens of the slots given, if plans have some verified.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Runner:
         kv_dtype: DType,
         pooling: PoolingKind | None = None,
         grammars: Grammars | None = None,
+        drafting: Callable[[Slots, Constraints], Drafter] | None = None,
     ) -> None:
         self._model = model
         self._ops = ops
@@ -67,6 +71,10 @@ class Runner:
         self._batches = SamplingBatches(self._slots)
         self._constraints = Constraints(self._slots, grammars)
         self._pooler = None if pooling is None else Pooler(ops, self._slots, pooling)
+        self._speculator: Speculator | None = None
+        if drafting is not None:
+            drafter = drafting(self._slots, self._constraints)
+            self._speculator = Speculator(drafter, model, ops, self._slots, self._constraints)
 
     @property
     def cache_bytes(self) -> int:
@@ -77,13 +85,24 @@ class Runner:
         """Run one step to its end."""
         self._slots.apply(plan)
         self._constraints.apply(plan)
+        if self._speculator is not None:
+            self._speculator.apply(plan)
         if plan.copies:
             self._ops.copy_blocks(self.cache, plan.copies)
         if not plan.slots:
             return StepResult(plan.step, [])
+        rows, settled = self._prepare(plan)
+        drafted = bool(plan.drafts) and self._speculator is not None and self._speculator.propose(plan, rows)
         inputs = step_inputs(plan, self._slots)
         hidden = self._forward(plan, inputs)
-        results = self._sample(plan, inputs, hidden)
+        slots = [plan.slots[row] for row in rows]
+        results = []
+        if rows:
+            results = (
+                self._verify(inputs, hidden, rows, slots) if drafted else self._sample(inputs, hidden, rows, slots)
+            )
+        if settled:
+            results = _merge([*settled, *results], {}, plan.slots)
         if self._slots.reporting:
             results = _merge(results, self._prompt_logprobs(plan, inputs, hidden), plan.slots)
         if self._pooler is not None:
@@ -96,8 +115,8 @@ class Runner:
             return None
         if len(inputs.ids) == len(plan.slots) and all(plan.samples):
             return None
-        last: Tokens = inputs.ends[np.asarray(plan.samples)] - 1
-        return last
+        sampled = [row for row, samples in enumerate(plan.samples) if samples]
+        return inputs.newest(sampled) if sampled else np.zeros(0, dtype=np.int64)
 
     def _forward(self, plan: StepPlan, inputs: StepInputs) -> Hidden:
         ops, read = self._ops, self._read(plan, inputs)
@@ -110,7 +129,8 @@ class Runner:
         )
         return Hidden(ops, states, read)
 
-    def _sample(self, plan: StepPlan, inputs: StepInputs, hidden: Hidden) -> list[SlotResult]:
+    def _prepare(self, plan: StepPlan) -> tuple[list[int], list[SlotResult]]:
+        """The rows that a token is to be drawn for, and what becomes of those that none can be drawn for."""
         pooled = self._slots.pooled
         rows = [row for row, samples in enumerate(plan.samples) if samples and plan.slots[row] not in pooled]
         stuck: list[int] = []
@@ -122,11 +142,20 @@ class Runner:
             ended = self._constraints.prepare([plan.slots[row] for row in rows])
             settled += ended.values()
             rows = [row for row in rows if plan.slots[row] not in ended]
-        if not rows:
-            return settled
-        slots = [plan.slots[row] for row in rows]
-        drawn = self._draw(hidden.of(inputs.ends[rows] - 1), slots)
-        return _merge([*settled, *drawn], {}, plan.slots) if settled else drawn
+        return rows, settled
+
+    def _sample(self, inputs: StepInputs, hidden: Hidden, rows: list[int], slots: list[int]) -> list[SlotResult]:
+        return self._draw(hidden.of(inputs.ends[rows] - inputs.drafted[rows] - 1), slots)
+
+    def _verify(self, inputs: StepInputs, hidden: Hidden, rows: list[int], slots: list[int]) -> list[SlotResult]:
+        """Tokens of slots some of which have drafts; where one cannot be drawn, as if there had been none."""
+        assert self._speculator is not None
+        try:
+            verified = self._speculator.verify(hidden.of(inputs.newest(rows)), slots)
+        except SageLLMError:
+            self._speculator.give_up(slots)
+            return self._sample(inputs, hidden, rows, slots)
+        return [self._constraints.accept(result) for result in verified]
 
     def _draw(self, hidden: Any, slots: list[int]) -> list[SlotResult]:
         """A token for each slot; where the backend can draw none for one of them, that one fails alone.
@@ -148,7 +177,7 @@ class Runner:
             return [SlotResult(slots[0], [], error=f"no token can be drawn: {error}")]
         self._slots.append(slots, drawn.token_ids)
         results = [
-            SlotResult(slot, [token], [] if logprob is None else [_reported(logprob)])
+            SlotResult(slot, [token], [] if logprob is None else [reported(logprob)])
             for slot, token, logprob in zip(slots, drawn.token_ids, drawn.logprobs, strict=True)
         ]
         return [self._constraints.accept(result) for result in results] if self._constraints else results
@@ -168,17 +197,13 @@ class Runner:
 
     def _logprobs_of(self, hidden: Any, begin: int, targets: list[int], top: int) -> list[TokenLogprob]:
         """Log-probabilities of ``targets``, the first of which follows row ``begin`` of ``hidden``."""
-        reported: list[TokenLogprob] = []
+        found: list[TokenLogprob] = []
         for start in range(0, len(targets), _PROMPT_LOGPROB_ROWS):
             part = targets[start : start + _PROMPT_LOGPROB_ROWS]
             rows = range(begin + start, begin + start + len(part))
             logits = self._model.logits(self._ops.take_rows(hidden, rows))
-            reported.extend(map(_reported, self._ops.logprobs_of(logits, part, top)))
-        return reported
-
-
-def _reported(row: RowLogprobs) -> TokenLogprob:
-    return TokenLogprob(row.logprob, row.rank, list(row.top))
+            found.extend(map(reported, self._ops.logprobs_of(logits, part, top)))
+        return found
 
 
 def _merge(

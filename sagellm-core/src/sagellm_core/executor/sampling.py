@@ -71,25 +71,33 @@ class SamplingBatches:
         self._penalised: list[bool] = []
         self._banning: list[int] = []
 
-    def batch(self, rows: Sequence[int]) -> SamplingBatch:
-        """How the next token of each slot in ``rows`` is to be chosen."""
+    def batch(self, rows: Sequence[int], drafts: Sequence[int] | None = None) -> SamplingBatch:
+        """How the next token of each slot in ``rows`` is to be chosen.
+
+        Args:
+            rows: Slots; one several times, where its token behind each of several drafts is to be chosen.
+            drafts: How many of its slot's drafts come before each row's token; ``None`` where none do.
+        """
         slots = self._slots
         if self._turn != slots.turn or self._rows != rows:
             self._look(rows)
         changed: dict[str, Any] = {}
         if self._hashed is not None:
             produced = (slots.length[rows] - slots.prompt_len[rows]).tolist()
-            if not self._ahead or produced != self._next:
-                self._ahead = _ahead(self._hashed, produced)
-            changed["uniform"] = self._ahead.pop()
-            self._next = [position + 1 for position in produced]
+            if drafts is not None:
+                changed["uniform"] = _numbers(self._hashed, np.add(produced, drafts)).tolist()
+            else:
+                if not self._ahead or produced != self._next:
+                    self._ahead = _ahead(self._hashed, produced)
+                changed["uniform"] = self._ahead.pop()
+                self._next = [position + 1 for position in produced]
         if self._penalised:
-            outputs = zip(rows, self._penalised, strict=True)
-            changed["output_tokens"] = [slots.output(slot) if penalised else () for slot, penalised in outputs]
+            outputs = zip(rows, self._penalised, drafts or [0] * len(rows), strict=True)
+            changed["output_tokens"] = [slots.output(slot, ahead) if asked else () for slot, asked, ahead in outputs]
         if self._banning:
             banned: list[Sequence[int]] = [()] * len(rows)
             for place in self._banning:
-                banned[place] = _banned(slots, rows[place], self._each[place])
+                banned[place] = _banned(slots, rows[place], self._each[place], drafts[place] if drafts else 0)
             changed["banned"] = banned
         return replace(self._asked, **changed) if changed else self._asked
 
@@ -126,12 +134,18 @@ def _no_rows() -> SamplingBatch:
     return SamplingBatch(**{field.name: () for field in fields(SamplingBatch)})
 
 
-def may_produce(slots: Slots, slot: int) -> bool:
-    """Whether any token may be produced next in ``slot``: bans that hold now may leave none of those allowed."""
+def may_produce(slots: Slots, slot: int, drafts: int = 0) -> bool:
+    """Whether any token may be produced next in ``slot``: bans that hold then may leave none of those allowed.
+
+    Args:
+        slots: All of them.
+        slot: Which.
+        drafts: How many of its drafts come before.
+    """
     sampling = slots.sampling(slot)
     if sampling.allowed is None:
         return True
-    banned = _banned(slots, slot, sampling)
+    banned = _banned(slots, slot, sampling, drafts)
     return not banned or not set(sampling.allowed) <= set(banned)
 
 
@@ -139,10 +153,10 @@ def _penalised(sampling: TokenSampling) -> bool:
     return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
 
 
-def _banned(slots: Slots, slot: int, sampling: TokenSampling) -> Sequence[int]:
+def _banned(slots: Slots, slot: int, sampling: TokenSampling, drafts: int) -> Sequence[int]:
     if not sampling.bad_words and not sampling.min_tokens:
         return ()
-    output = slots.output(slot)
+    output = slots.output(slot, drafts)
     banned = list(sampling.end_ids) if len(output) < sampling.min_tokens else []
     for word in sampling.bad_words:
         so_far = len(word) - 1

@@ -27,6 +27,7 @@ class Slots:
             sequence may have is never computed.
         prompt_len: Prompt tokens, ``[max_num_seqs]`` int64.
         length: Prompt and output tokens, ``[max_num_seqs]`` int64; 0 where a slot is free.
+        drafted: Draft tokens behind those in ``tokens``, ``[max_num_seqs]`` int64; none between steps.
         restricted: Slots whose tokens are among some that are allowed.
         reporting: Slots that report log-probabilities of their prompt.
         pooled: How each slot that is read and not continued becomes a vector.
@@ -38,6 +39,7 @@ class Slots:
         self.tokens = np.zeros((slots, longest + 1), dtype=np.int32)
         self.prompt_len = np.zeros(slots, dtype=np.int64)
         self.length = np.zeros(slots, dtype=np.int64)
+        self.drafted = np.zeros(slots, dtype=np.int64)
         self.restricted: set[int] = set()
         self.reporting: set[int] = set()
         self.pooled: dict[int, Pooled] = {}
@@ -75,7 +77,7 @@ class Slots:
 
     def drop(self, slot: int) -> None:
         """Free a slot. One that is free stays so: the drops of a step that failed half-way come again."""
-        self.length[slot] = 0
+        self.length[slot] = self.drafted[slot] = 0
         self._sampling[slot] = None
         self._table_len[:, slot] = 0
         self.restricted.discard(slot)
@@ -96,6 +98,18 @@ class Slots:
         self.tokens[slots, at] = tokens
         self.length[slots] = at + 1
 
+    def draft(self, slot: int, token: int) -> None:
+        """Put a draft token behind a slot's tokens and the drafts before it."""
+        self.tokens[slot, self.length[slot] + self.drafted[slot]] = token
+        self.drafted[slot] += 1
+
+    def settle(self, slot: int, tokens: Sequence[int]) -> None:
+        """Add tokens to a slot's output in place of its drafts."""
+        at = self.length[slot]
+        self.tokens[slot, at : at + len(tokens)] = tokens
+        self.length[slot] = at + len(tokens)
+        self.drafted[slot] = 0
+
     def sampling(self, slot: int) -> TokenSampling:
         """How a slot's tokens are chosen."""
         sampling = self._sampling[slot]
@@ -107,9 +121,9 @@ class Slots:
         # An array is a sequence in all but name, and backends convert it many times faster than a list.
         return cast(Sequence[int], self.tokens[slot, : self.prompt_len[slot]])
 
-    def output(self, slot: int) -> Sequence[int]:
-        """What a slot has produced; a view."""
-        return cast(Sequence[int], self.tokens[slot, self.prompt_len[slot] : self.length[slot]])
+    def output(self, slot: int, drafts: int = 0) -> Sequence[int]:
+        """What a slot has produced, with this many of its drafts; a view."""
+        return cast(Sequence[int], self.tokens[slot, self.prompt_len[slot] : self.length[slot] + drafts])
 
     def tables(self, slots: Sequence[int], tokens: int) -> list[Sequence[Sequence[int]]]:
         """Block tables of some slots, by group: an array each, ``[S, M]`` int32, with room for ``tokens`` tokens."""

@@ -225,6 +225,10 @@ class FrontEngine:
         self._called_off.clear()
         try:
             path = await asyncio.to_thread(self._locate, spec.model, spec.revision)
+            drafts = spec.speculative
+            if drafts is not None and drafts.model is not None:
+                place = await asyncio.to_thread(self._locate, drafts.model, drafts.revision)
+                spec = spec.model_copy(update={"speculative": drafts.model_copy(update={"model": str(place)})})
         except asyncio.CancelledError:
             self._called_off.set()  # the thread goes on until it sees this
             raise

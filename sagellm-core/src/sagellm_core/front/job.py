@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from sagellm_core.core.plan import TokenLogprob as CoreLogprob
-from sagellm_core.core.request import Beginning, CoreOutput
+from sagellm_core.core.request import Beginning, CoreOutput, Ending
 from sagellm_core.core.sequence import Finish
 from sagellm_core.tokenizer import Tokenizer
 from sagellm_protocol.errors import ErrorCode, SageLLMError
@@ -223,5 +223,12 @@ class Job:
             prefix_hit_rate=usage.cached_tokens / usage.prompt_tokens,
             evict_count=sum(ending.preemptions for ending in endings),
             evict_ms=sum(ending.evicted_s for ending in endings) * 1e3,
+            spec_accept_rate=_accept_rate(endings),
             error_rate=0.0,
         )
+
+
+def _accept_rate(endings: Sequence[Ending]) -> float | None:
+    """Share of a request's draft tokens that were accepted; ``None`` where there were none."""
+    drafted = sum(ending.drafted or 0 for ending in endings)
+    return sum(ending.accepted or 0 for ending in endings) / drafted if drafted else None
