@@ -57,6 +57,8 @@ _COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     ("kv_offload_stored_blocks", "Blocks written to host memory or disk.", lambda stats: stats.offloaded_blocks),
     ("kv_offload_loaded_blocks", "Blocks brought back from there.", lambda stats: stats.loaded_blocks),
     ("num_preemptions", "Times a sequence lost its blocks to others.", lambda stats: stats.preemptions),
+    ("spec_decode_num_draft_tokens", "Draft tokens verified.", lambda stats: stats.drafted_tokens),
+    ("spec_decode_num_accepted_tokens", "Draft tokens accepted.", lambda stats: stats.accepted_tokens),
     ("engine_steps", "Steps the engine made.", lambda stats: stats.steps),
 )
 

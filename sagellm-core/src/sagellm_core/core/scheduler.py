@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import add
 
 from .block_manager import BlockManager
 from .no_blocks import NoBlocks
@@ -276,9 +277,7 @@ class Scheduler:
                 count = min(count, len(sequence.tables[0]) * self.blocks.block_size - length)
             elif blocks:
                 given = draft.blocks.get(sequence)
-                draft.blocks[sequence] = (
-                    blocks if given is None else [a + b for a, b in zip(given, blocks, strict=True)]
-                )
+                draft.blocks[sequence] = blocks if given is None else list(map(add, given, blocks))
             if count > 0:
                 draft.drafts[sequence] = count
                 draft.budget -= count

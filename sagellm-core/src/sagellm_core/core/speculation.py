@@ -74,7 +74,7 @@ class Drafting:
 
 @dataclass
 class _Costs:
-    """Measured steps of one number of sequences: seconds without drafts; seconds that drafts added, and their number."""
+    """Measured steps of one number of sequences: seconds without drafts; seconds that drafts added, and how many."""
 
     plain: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     added: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=KEPT))

@@ -153,7 +153,8 @@ class Constraints:
     def _follow_again(self, slot: int, drafts: int) -> None:
         """Follow a slot's grammar anew, through its output and this many of its drafts."""
         grammar = self._slots.sampling(slot).grammar
-        assert self._grammars is not None and grammar is not None
+        assert self._grammars is not None
+        assert grammar is not None
         matcher = self._matchers[slot] = self._grammars.get(grammar).matcher()
         try:
             matcher.accept(np.asarray(self._slots.output(slot, drafts)).tolist())

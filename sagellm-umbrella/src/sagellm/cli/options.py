@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import ValidationError
 
-from sagellm_protocol import EngineSpec, ErrorCode, SageLLMError, SamplingParams
+from sagellm_protocol import EngineSpec, ErrorCode, SageLLMError, SamplingParams, Speculation
 
 DEFAULT_MODEL = "smollm2-135m"
 MOCK = "mock"
@@ -185,6 +185,27 @@ ENGINE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "speculative": (
+        Annotated[
+            Literal["ngram", "draft"] | None,
+            typer.Option(
+                help="Draft tokens, out of the text itself or by a smaller model, and verify several in a step.",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "speculative_model": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="MODEL", help="The smaller model; its tokens must be the same.", show_default=False),
+        ],
+        None,
+    ),
+    "num_speculative_tokens": (
+        Annotated[int | None, typer.Option(min=1, max=32, help="Most tokens drafted at a time.", show_default=False)],
+        None,
+    ),
     "core": (
         Annotated[
             Literal["process", "inline"], typer.Option(help="Run the engine's core in its own process or in this one.")
@@ -226,6 +247,8 @@ SAMPLING_OPTIONS: Mapping[str, tuple[Any, Any]] = {
 
 _RENAMED = {"served_model_name", "kv_cache_memory", "kv_offload_memory", "kv_offload_disk", "option"}
 """Options whose fields are named otherwise."""
+_OF_SPECULATION = {"speculative", "speculative_model", "num_speculative_tokens"}
+"""Options that make one field together."""
 
 
 def engine_spec(values: Mapping[str, Any], model: str | None = None) -> EngineSpec:
@@ -239,13 +262,14 @@ def engine_spec(values: Mapping[str, Any], model: str | None = None) -> EngineSp
         SageLLMError: ``INVALID_REQUEST``, naming the option at fault.
     """
     engine = values["engine"]
-    fields = {name: values[name] for name in values if name not in _RENAMED}
+    fields = {name: values[name] for name in values if name not in _RENAMED | _OF_SPECULATION}
     fields |= {
         "model": model or (MOCK if engine == MOCK else DEFAULT_MODEL),
         "served_names": tuple(values["served_model_name"] or ()),
         "kv_cache_memory_bytes": values["kv_cache_memory"],
         "kv_offload_memory_bytes": values["kv_offload_memory"],
         "kv_offload_disk_bytes": values["kv_offload_disk"],
+        "speculative": _speculation(values),
         "options": dict(_option(text) for text in values["option"] or ()),
     }
     return _validated(EngineSpec, fields)
@@ -284,6 +308,17 @@ def takes(table: Mapping[str, tuple[Any, Any]], into: str) -> Callable[[Callable
     return decorate
 
 
+def _speculation(values: Mapping[str, Any]) -> Speculation | None:
+    method, model, tokens = values["speculative"], values["speculative_model"], values["num_speculative_tokens"]
+    if method is None and model is None:
+        if tokens is not None:
+            message = f"--num-speculative-tokens {tokens} has no use without --speculative ngram or --speculative-model"
+            raise SageLLMError(ErrorCode.INVALID_REQUEST, message, "num_speculative_tokens")
+        return None
+    fields = {"method": method or "draft", "model": model} | ({} if tokens is None else {"tokens": tokens})
+    return _validated(Speculation, fields)
+
+
 def _option(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     if not (name and separator):
@@ -294,7 +329,7 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-Model = TypeVar("Model", EngineSpec, SamplingParams)
+Model = TypeVar("Model", EngineSpec, SamplingParams, Speculation)
 
 
 def _validated(kind: type[Model], fields: Mapping[str, Any]) -> Model:
