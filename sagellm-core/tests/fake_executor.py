@@ -56,6 +56,8 @@ class FakeExecutor:
         specs: What each layer keeps.
         fail_on: A token that raises when it is computed as part of a prompt.
         pace: Tokens that come of a row that samples, in turn: as with drafts of which none or several are accepted.
+        luck: Of the drafts that a plan lets a row have, how many are right, in turn.
+        row_s, token_s: Seconds that a step takes on :attr:`clock` for being one, and for each token and draft.
         max_position_embeddings: Its context.
         step_s: Seconds a step takes.
     """
@@ -67,11 +69,17 @@ class FakeExecutor:
         pace: tuple[int, ...] = (1,),
         max_position_embeddings: int = 4096,
         step_s: float = 0.0,
+        luck: tuple[int, ...] = (0,),
+        row_s: float = 0.0,
+        token_s: float = 0.0,
     ) -> None:
         self.specs = specs or (FULL,)
         self.fail_on = fail_on
         self.pace = pace
         self.step_s = step_s
+        self.luck = luck
+        self.row_s, self.token_s, self.now_s = row_s, token_s, 0.0
+        self._lucky = 0
         self._paced = 0
         self._sampling: dict[int, tuple[TokenSampling, int]] = {}
         self.plans: list[StepPlan] = []
@@ -141,17 +149,23 @@ class FakeExecutor:
             for table, ids in zip(self._tables[blocks.slot], blocks.groups, strict=True):
                 table.extend(ids)
         time.sleep(self.step_s)
+        self.now_s += self.row_s + self.token_s * (sum(plan.num_scheduled) + sum(plan.drafts))
         return Done(StepResult(plan.step, [produced for row in self._rows(plan) if (produced := self._row(*row))]))
 
     def stop(self) -> None:
         self.stopped = True
 
+    def clock(self) -> float:
+        """Seconds that steps have taken."""
+        return self.now_s
+
     @staticmethod
     def _rows(plan: StepPlan) -> Any:
         assert len(set(plan.slots)) == len(plan.slots), "a slot has two rows"
-        return zip(plan.slots, plan.num_computed, plan.num_scheduled, plan.samples, strict=True)
+        drafts = plan.drafts or [0] * len(plan.slots)
+        return zip(plan.slots, plan.num_computed, plan.num_scheduled, plan.samples, drafts, strict=True)
 
-    def _row(self, slot: int, computed: int, scheduled: int, samples: bool) -> SlotResult | None:
+    def _row(self, slot: int, computed: int, scheduled: int, samples: bool, drafts: int) -> SlotResult | None:
         tokens = self._slots[slot]
         assert scheduled > 0
         assert computed + scheduled <= len(tokens), "a token is computed before it is known"
@@ -162,6 +176,7 @@ class FakeExecutor:
             for group in range(len(self._windows)):
                 self._cache[group][self._place(slot, group, position)] = tokens[position]
         if not samples:
+            assert not drafts, "drafts behind a token that is no sequence's last"
             return None
         seen = [self._read(slot, group, window, computed + scheduled) for group, window in enumerate(self._windows)]
         digest = hashlib.sha256()
@@ -177,9 +192,30 @@ class FakeExecutor:
         sampling, prompt_len = self._sampling[slot]
         while len(tokens) - prompt_len < sampling.min_tokens and produced[0] in sampling.end_ids:
             produced = [(produced[0] + 1) % VOCAB]
+        if drafts:
+            produced.extend(self._verify(slot, [*tokens, *produced], drafts, sampling))
         tokens.extend(produced)
         logprobs = [] if sampling.logprobs is None else [_logprob(token, sampling.logprobs) for token in produced]
-        return SlotResult(slot, produced, logprobs)
+        return SlotResult(slot, produced, logprobs, drafted=drafts)
+
+    def _verify(self, slot: int, tokens: list[int], drafts: int, sampling: TokenSampling) -> list[int]:
+        """Compute drafts behind ``tokens`` but the last, which is the first draft or what comes in its place.
+
+        Returns:
+            What comes behind it: right drafts, and the token behind those.
+        """
+        right = self.luck[self._lucky % len(self.luck)]
+        self._lucky += 1
+        further: list[int] = []
+        for place in range(drafts):
+            right_one = [*tokens, *further][-1]
+            accepted = place < right and place == len(further) and right_one not in sampling.end_ids
+            for group in range(len(self._windows)):
+                # A wrong draft is computed as well, and must never be read.
+                self._cache[group][self._place(slot, group, len(tokens) - 1 + place)] = right_one if accepted else -1
+            if accepted:
+                further.append(next_token([*tokens, *further], self._windows))
+        return further
 
     def _place(self, slot: int, group: int, position: int) -> tuple[int, int]:
         assert self._layout is not None

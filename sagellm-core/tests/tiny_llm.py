@@ -10,9 +10,11 @@ import transformers
 from fake_model import VOCAB, write_tokenizer
 
 
-def write_tiny(folder: Path, *special: str, context: int = 512, hidden_size: int = 32) -> Path:
+def write_tiny(
+    folder: Path, *special: str, context: int = 512, hidden_size: int = 32, seed: int = 5
+) -> Path:
     """Save it there, with some special tokens beside."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB + len(special),
         hidden_size=hidden_size,

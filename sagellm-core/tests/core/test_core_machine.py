@@ -14,6 +14,7 @@ from sagellm_core.core.sequence import Finish
 from sagellm_core.offload.host import HostTier
 from sagellm_core.offload.layout import BlockLayout
 from sagellm_core.offload.shelf import Shelf
+from sagellm_core.core.speculation import DraftPolicy
 from sagellm_protocol import KVSpec
 
 
@@ -36,6 +37,8 @@ class CoreMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         spare_tokens=st.integers(0, 12),
         pace=st.sampled_from([(1,), (1,), (1, 3, 1, 2), (2, 0, 1)]),
+        luck=st.none() | st.lists(st.integers(0, 4), min_size=1, max_size=4).map(tuple),
+        adaptive=st.booleans(),
         prefix_caching=st.booleans(),
         kept=st.sampled_from([0, 0, 3, 100]),
     )
@@ -47,18 +50,24 @@ class CoreMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         spare_tokens: int,
         pace: tuple[int, ...],
+        luck: tuple[int, ...] | None,
+        adaptive: bool,
         prefix_caching: bool,
         kept: int,
     ) -> None:
         self.windows = tuple(spec.window for spec in dict.fromkeys(specs))
+        # What comes of drafts is their own doing, and not of a pace.
+        executor = FakeExecutor(*specs, pace=pace) if luck is None else FakeExecutor(*specs, luck=luck, token_s=0.01)
+        drafting = None if luck is None else DraftPolicy(4, adaptive=adaptive, clock=executor.clock)
         self.harness = Harness(
-            FakeExecutor(*specs, pace=pace),
+            executor,
             num_blocks=num_blocks,
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_seqs + spare_tokens,
             prefix_caching=prefix_caching,
             open_shelf=_host(kept * 16 * block_size) if kept and prefix_caching and specs == (FULL,) else None,
+            drafting=drafting,
         )
         self.core = self.harness.core
         self.asked: dict[tuple[int, int], tuple[list[int], int, int | None]] = {}

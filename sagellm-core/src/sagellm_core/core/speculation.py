@@ -29,6 +29,8 @@ PRICE_LASTS = 1024
 FIRST_REST, LONGEST_REST = 8, 256
 """Tokens that a sequence makes without drafts where they do not pay, before it tries again; doubled each time."""
 
+_MARGIN = 0.9
+"""Of a chance that a draft pays with: a gain of less is within what measurements are wrong by."""
 _FADE = 0.9
 _WEIGHT = 2.0
 """Drafts' worth of weight that other sequences' chances have beside a sequence's own."""
@@ -200,15 +202,16 @@ class Terms:
             drafting.chance.note(0, 0, 0.5)
             drafting.rests_until, drafting.trying = 0, True
         if drafting.trying:
-            return max(1, count) if self.price is None or self.price < 1 else 0
+            return max(1, count) if self.price is None or self.price < _MARGIN else 0
         if not count:
             drafting.rests_until = length + drafting.rest
         return count
 
     def _paying(self, chance: float, price: float) -> int:
         """How many drafts in a row pay: as long as the chance that all are accepted exceeds the price of one."""
-        if chance <= price:
+        least = price / _MARGIN
+        if chance <= least:
             return 0
         if price <= 0 or chance >= 1:
             return self.most
-        return min(self.most, int(math.log(price) / math.log(chance)))
+        return min(self.most, int(math.log(least) / math.log(chance)))
