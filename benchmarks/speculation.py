@@ -23,7 +23,7 @@ from sagellm_core import LLM
 from sagellm_core.store import DEFAULT_MODEL
 from sagellm_protocol import EngineStats, Response, SamplingParams
 
-FRUIT = "apple pear plum cherry grape lemon orange banana mango papaya melon quince apricot fig date kiwi".split()
+FRUIT = ("apple", "pear", "plum", "cherry", "grape", "lemon", "orange", "banana", "mango", "papaya", "melon", "fig")
 QUESTIONS = (
     "Tell me a story about a lighthouse keeper.",
     "How would you spend a week in the mountains?",
@@ -46,7 +46,8 @@ def ask(llm: LLM, task: str, streams: int, tokens: int, seed: int) -> tuple[floa
 def _conversation(task: str, stream: int, seed: int) -> list[dict[str, str]]:
     if task == "chat":
         return [{"role": "user", "content": f"{QUESTIONS[(stream + seed) % len(QUESTIONS)]} ({seed}.{stream})"}]
-    lines = [f"{number}. {FRUIT[(number * (stream + 3) + seed) % len(FRUIT)]} pie with cream" for number in range(1, 31)]
+    fruit = [FRUIT[(number * (stream + 3) + seed) % len(FRUIT)] for number in range(1, 31)]
+    lines = [f"{number}. {one} pie with cream" for number, one in enumerate(fruit, start=1)]
     return [{"role": "user", "content": "Repeat this list exactly, with nothing else:\n" + "\n".join(lines)}]
 
 

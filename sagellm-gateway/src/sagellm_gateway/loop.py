@@ -2,6 +2,7 @@
 
 Knows nothing of what is served.
 """
+
 from __future__ import annotations
 
 import sys

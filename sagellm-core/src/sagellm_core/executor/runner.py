@@ -98,9 +98,8 @@ class Runner:
         slots = [plan.slots[row] for row in rows]
         results = []
         if rows:
-            results = (
-                self._verify(inputs, hidden, rows, slots) if drafted else self._sample(inputs, hidden, rows, slots)
-            )
+            choose = self._verify if drafted else self._sample
+            results = choose(inputs, hidden, rows, slots)
         if settled:
             results = _merge([*settled, *results], {}, plan.slots)
         if self._slots.reporting:
@@ -116,7 +115,8 @@ class Runner:
         if len(inputs.ids) == len(plan.slots) and all(plan.samples):
             return None
         sampled = [row for row, samples in enumerate(plan.samples) if samples]
-        return inputs.newest(sampled) if sampled else np.zeros(0, dtype=np.int64)
+        read = inputs.newest(sampled) if sampled else np.zeros(0, dtype=np.int64)
+        return None if len(read) == len(inputs.ids) else read
 
     def _forward(self, plan: StepPlan, inputs: StepInputs) -> Hidden:
         ops, read = self._ops, self._read(plan, inputs)

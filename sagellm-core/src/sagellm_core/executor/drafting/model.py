@@ -114,7 +114,7 @@ class ModelDrafter:
         ends = np.cumsum(list(reading.values()))
         newest = [int(end) - 1 for slot, end in zip(reading, ends, strict=True) if slot in drafting]
         before = [self._computed[slot] for slot in reading]
-        hidden = self._forward(list(reading), before, list(reading.values()), newest or [0])
+        hidden = self._forward(list(reading), before, list(reading.values()), newest)
         for slot, count in reading.items():
             self._computed[slot] += count
         if newest:
