@@ -10,9 +10,7 @@ import transformers
 from fake_model import VOCAB, write_tokenizer
 
 
-def write_tiny(
-    folder: Path, *special: str, context: int = 512, hidden_size: int = 32, seed: int = 5
-) -> Path:
+def write_tiny(folder: Path, *special: str, context: int = 512, hidden_size: int = 32, seed: int = 5) -> Path:
     """Save it there, with some special tokens beside."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(

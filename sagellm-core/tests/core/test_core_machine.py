@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from core_harness import Harness, assert_all_free
 from fake_executor import FULL, FakeExecutor, alone
 from sagellm_core.core.sequence import Finish
+from sagellm_core.core.speculation import DraftPolicy
 from sagellm_core.offload.host import HostTier
 from sagellm_core.offload.layout import BlockLayout
 from sagellm_core.offload.shelf import Shelf
-from sagellm_core.core.speculation import DraftPolicy
 from sagellm_protocol import KVSpec
 
 
