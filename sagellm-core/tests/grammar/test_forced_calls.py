@@ -282,6 +282,13 @@ def test_values_in_tags_follow_their_schema(
             follow(form, request, call(value))
 
 
+# Alternatives of alternatives: few to read, and more than can be written.
+MANY: dict[str, Any] = {"anyOf": [{"$ref": "#/$defs/more"}] * 40}
+DEFINED: dict[str, Any] = {"$defs": {"more": {"anyOf": [{"$ref": "#/$defs/text"}] * 40}, "text": {"type": "string"}}}
+DEEP: dict[str, Any] = {"$defs": {f"t{level}": {"$ref": f"#/$defs/t{level + 1}"} for level in range(20)}}
+DEEP["$defs"]["t20"] = {"type": "string"}
+
+
 @pytest.mark.parametrize(
     ("parameters", "code", "reason"),
     [
@@ -294,6 +301,9 @@ def test_values_in_tags_follow_their_schema(
         ({"properties": {"a": {"type": "string", "enum": [1]}}}, ErrorCode.INVALID_REQUEST, "no value fits"),
         ({"properties": {"a": {"$ref": "#/nowhere"}}}, ErrorCode.INVALID_REQUEST, "leads to no schema"),
         ({"properties": {"a": {"oneOf": [{"type": "string"}, {}]}}}, ErrorCode.UNSUPPORTED, "oneOf"),
+        ({"properties": {"a": {"enum": ["</parameter>"]}}}, ErrorCode.UNSUPPORTED, "from its end"),
+        ({"properties": {"a": MANY}, **DEFINED}, ErrorCode.UNSUPPORTED, "alternatives"),
+        ({"properties": {"a": {"$ref": "#/$defs/t0"}}, **DEEP}, ErrorCode.UNSUPPORTED, "references within references"),
         ({"properties": {"a<": {}}}, ErrorCode.UNSUPPORTED, "'a<' cannot be written"),
         ({"properties": [], "required": "a"}, ErrorCode.INVALID_REQUEST, "required that is no list"),
         ({"required": ["a"], "additionalProperties": False}, ErrorCode.INVALID_REQUEST, "no value fits"),
@@ -307,6 +317,14 @@ def test_what_values_in_tags_cannot_be_held_to_is_refused_by_name(
     with pytest.raises(SageLLMError, match=re.escape(reason)) as refused:
         follow(form, request, "")
     assert (refused.value.code, refused.value.param) == (code, "tools")
+
+
+@pytest.mark.parametrize("parser", ["deepseek", "harmony", "kimi", "pythonic", "qwen3_coder"])
+def test_a_function_whose_name_a_form_has_no_place_for_is_refused_by_name(tmp_path: Path, parser: str) -> None:
+    form = marked(tmp_path, tool_parser=parser, reasoning_parser="none")
+    with pytest.raises(SageLLMError, match="function 'a b' cannot be written") as refused:
+        follow(form, ask(tools=[{"name": "a b"}], tool_choice="required"), "")
+    assert (refused.value.code, refused.value.param) == (ErrorCode.UNSUPPORTED, "tools")
 
 
 CHANNELS = {"tool_parser": "harmony", "reasoning_parser": "harmony"}

@@ -191,6 +191,16 @@ def test_values_that_stand_as_plain_text_are_what_the_schema_says_they_are() -> 
         assert isinstance(value, bool) is isinstance(json.loads(arguments)[key], bool)
 
 
+def test_schemas_that_refer_to_one_another_many_times_are_looked_into_once() -> None:
+    defined: dict[str, Any] = {f"t{level}": {"anyOf": [{"$ref": f"#/$defs/t{level + 1}"}] * 40} for level in range(20)}
+    defined["t20"] = {"anyOf": [{"$ref": "#/$defs/t0"}, {"type": "string"}]}
+    schema = {"properties": {"a": {"$ref": "#/$defs/t0"}, "b": {"$ref": "#/$defs/b"}}, "$defs": defined}
+    defined["b"] = {"anyOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}
+    text = "<function=f><parameter=a>1</parameter><parameter=b>1</parameter></function>"
+    [(_, _, arguments)] = whole([TOOL_PARSERS["seed_oss"]({"f": schema})], [text])[2]
+    assert json.loads(arguments) == {"a": 1, "b": "1"}
+
+
 def test_text_in_tags_is_told_while_it_is_written() -> None:
     parser = TOOL_PARSERS["qwen3_coder"]({"f": {"properties": {"a": {"type": "string"}}}})
     assert parser.push("<tool_call>\n<function=f>\n<parameter=a>\n") == [CallStart("f"), Arguments('{"a": "')]

@@ -16,6 +16,7 @@ from sagellm_core.front.parsing.source import MalformedError, Markers, Reading
 
 from .base import ToolParser
 from .schemas import Schema
+from .written import check_name
 
 _ALL, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _ONE, _ONE_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
@@ -44,6 +45,8 @@ class DeepSeek(ToolParser):
     @classmethod
     def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """Calls in the family's own form."""
+        for name in tools:
+            check_name(name, _WORD, "function")
         calls = [
             f"{writer.literal(_ONE, *cls.before, name, *cls.after)} {writer.schema(schema)}"
             f" {writer.literal(*cls.end, _ONE_END)}"

@@ -16,13 +16,15 @@ from sagellm_core.front.parsing.source import MalformedError, Markers, Reading, 
 
 from .base import ToolParser
 from .schemas import Schema
+from .written import check_name
 
 _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _ROLE = "assistant"
 _HEADER = Markers(_MESSAGE, *_ENDS)
 _BODY = Markers(*_ENDS, _START, _CHANNEL)
-_RECIPIENT = re.compile(r"\bto=functions\.([^\s<]{1,512})")
+_FUNCTION = re.compile(r"[^\s<]{1,512}")
+_RECIPIENT = re.compile(rf"\bto=functions\.({_FUNCTION.pattern})")
 _ADDRESSED = re.compile(r"\bto=[^\s<]")
 _CUT_OFF = re.compile(r"(<\|\w+\|>|[\w.=\s-]){1,256}(<\|?\w*\|?)?")
 _ON_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
@@ -49,6 +51,8 @@ class Harmony(ToolParser):
     @classmethod
     def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """Messages to functions. The mark that ends one ends the turn too, where it is a token that ends texts."""
+        for name in tools:
+            check_name(name, _FUNCTION, "function")
         calls = [
             f"{writer.literal(_CHANNEL, f'commentary to=functions.{name} ', _CONSTRAIN, 'json', _MESSAGE)}"
             f" {writer.schema(schema)}"

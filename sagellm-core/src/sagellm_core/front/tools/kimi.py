@@ -14,6 +14,7 @@ from sagellm_core.front.parsing.source import MalformedError, Markers, Reading
 
 from .base import ToolParser
 from .schemas import Schema
+from .written import check_name
 
 _ALL, _ALL_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 _ONE, _ARGUMENTS, _ONE_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
@@ -30,6 +31,8 @@ class Kimi(ToolParser):
     @classmethod
     def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """Calls with a number each, as the model counts them."""
+        for name in tools:
+            check_name(name, _HEAD, "function")
         number = writer.rule("/[0-9]{1,3}/")
         calls = [
             f"{writer.literal(_ONE, f'functions.{name}:')} {number} {writer.literal(_ARGUMENTS)}"

@@ -16,6 +16,7 @@ from sagellm_core.front.parsing.source import MalformedError, Markers, Reading
 
 from .json_calls import JSONCalls
 from .schemas import Schema
+from .written import check_name
 
 _OPEN, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _OPENERS = Markers(_OPEN)
@@ -37,6 +38,8 @@ class Mistral(JSONCalls):
     def forced(cls, tools: Mapping[str, Schema], writer: GrammarWriter, *, several: bool) -> str:
         """The second form where the vocabulary has its token, else the first."""
         if writer.is_special(_ARGUMENTS):
+            for name in tools:
+                check_name(name, _NAME, "function")
             calls = [f"{writer.literal(_OPEN, name, _ARGUMENTS)} {writer.schema(tools[name])}" for name in tools]
             call = writer.rule(alternatives(calls))
             return f"{call}+" if several else call

@@ -6,7 +6,6 @@ Knows nothing of what stands around them.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from typing import Any, NoReturn
 
 from sagellm_core.front.parsing.json_text import quoted
@@ -16,7 +15,7 @@ from sagellm_core.front.parsing.source import MalformedError, Source
 from .schemas import kind_of
 
 
-def as_json(text: str, allowed: Collection[str]) -> str:
+def as_json(text: str, allowed: frozenset[str]) -> str:
     """JSON of a value: the first of JSON, Python's way to write it, and a string, that is of an allowed kind.
 
     A string is told from nothing else but by its kind, so that what is none of the others is one; where no string is
@@ -27,10 +26,15 @@ def as_json(text: str, allowed: Collection[str]) -> str:
         allowed: Kinds that the value may be of.
     """
     stripped = text.strip()
-    for written in (stripped, _from_python(stripped)):
-        if written is not None and (kind := _kind(written)) is not None and kind != "string" and kind in allowed:
+    for read in (_same, _from_python):
+        written = read(stripped)
+        if written is not None and _kind(written) in allowed - {"string"}:
             return written
     return quoted(text)
+
+
+def _same(text: str) -> str | None:
+    return text
 
 
 def _from_python(text: str) -> str | None:

@@ -5,37 +5,48 @@ Knows nothing of any form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Schema = Mapping[str, Any]
 
 KINDS = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 """All that JSON Schema has a name for."""
-_DEPTH = 8
-"""References within references that are followed."""
+_DEEPEST = 64
+"""Schemas within schemas that are looked into."""
 
 
-def kinds(schema: Any, root: Schema, depth: int = _DEPTH) -> frozenset[str]:
+def kinds(schema: Any, root: Schema) -> frozenset[str]:
     """The kinds a value may be of, as far as the schema says so plainly; none where it contradicts itself.
 
     Args:
         schema: Of the value.
         root: What its references point into.
-        depth: How many more of them are followed.
     """
+    return _kinds(schema, root, {}, _DEEPEST)
+
+
+def _kinds(schema: Any, root: Schema, known: dict[int, frozenset[str]], depth: int) -> frozenset[str]:
     if not isinstance(schema, Mapping) or not depth:
         return KINDS
+    place = id(schema)
+    if place not in known:
+        known[place] = KINDS  # what refers to itself says nothing by that; and no schema is looked into twice
+        known[place] = _of_parts(schema, lambda part: _kinds(part, root, known, depth - 1), root)
+    return known[place]
+
+
+def _of_parts(schema: Schema, of: Callable[[Any], frozenset[str]], root: Schema) -> frozenset[str]:
     found = _stated(schema)
     if "$ref" in schema:
-        found &= kinds(referred(schema["$ref"], root), root, depth - 1)
+        found &= of(referred(schema["$ref"], root))
     for key in ("anyOf", "oneOf"):
         branches = schema.get(key)
         if isinstance(branches, list) and branches:
-            found &= frozenset().union(*(kinds(branch, root, depth - 1) for branch in branches))
+            found &= frozenset().union(*map(of, branches))
     branches = schema.get("allOf")
     for branch in branches if isinstance(branches, list) else ():
-        found &= kinds(branch, root, depth - 1)
+        found &= of(branch)
     return found
 
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sagellm_core.front.grammar import ANY_TEXT, GrammarWriter, alternatives, regex
@@ -40,6 +41,8 @@ _FORMATS: Mapping[str, str] = {
     "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
 }
 """RFC 3339, 9562 and 791; of addresses of mail, those without quotes and comments (RFC 5321)."""
+MAX_BRANCHES = 256
+"""Schemas of which a value may follow one."""
 _DEPTH = 8
 _REGEX_PIECE = re.compile(r"\\.|.", re.DOTALL)
 
@@ -111,7 +114,10 @@ def as_plain(argument: Argument, root: Schema, writer: GrammarWriter, *, ends: s
     """
     where = f"parameter {argument.name!r}"
     marks = _Marks(writer, ends, "\n" if line else "")
-    return alternatives([marks.after(branch, root, where) for branch in _branches(argument.schema, root, where)])
+    branches = list(islice(_branches(argument.schema, root, where), MAX_BRANCHES + 1))
+    if len(branches) > MAX_BRANCHES:
+        raise _unsupported(f"{where} is one of more than {MAX_BRANCHES} alternatives, which cannot be followed")
+    return alternatives([marks.after(branch, root, where) for branch in branches])
 
 
 class _Marks:
@@ -132,6 +138,8 @@ class _Marks:
             return f"{self._writer.schema(_with_definitions(schema, root))} {self._close}"
         texts = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(texts, list):
+            if any(self._ends in text for text in texts):
+                raise _unsupported(f"{where} may hold {self._ends!r}, which cannot be told from its end")
             return alternatives([f"{self._writer.literal(text)} {self._close}" for text in texts])
         _refuse_others(schema, _OF_TEXT, where)
         bodies = _bodies(schema, where)
@@ -265,7 +273,6 @@ def _contradiction(what: str) -> SageLLMError:
 def _unsupported(what: str) -> SageLLMError:
     return SageLLMError(
         ErrorCode.UNSUPPORTED,
-        f"{what} in the form this model writes calls in, where arguments stand one by one; ask for it otherwise in the"
-        " schema, or leave tool_choice at auto",
+        f"{what} in the form this model writes calls in; say it otherwise, or leave tool_choice at auto",
         "tools",
     )

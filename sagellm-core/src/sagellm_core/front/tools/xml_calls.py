@@ -59,7 +59,7 @@ class XMLCalls(ToolParser):
     @classmethod
     def _one_of(cls, name: str, schema: Schema, writer: GrammarWriter) -> str:
         before, after, ends = cls.call
-        check_name(name, _WRITABLE, "function")
+        check_name(name, _NAME, "function")
         told = [cls._argument_of(one, schema, writer) for one in arguments_one_by_one(name, schema)]
         return " ".join([writer.literal(before, name, after, _BREAK), *told, writer.literal(ends)])
 
