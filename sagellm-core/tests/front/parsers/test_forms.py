@@ -213,6 +213,8 @@ def test_calls_in_tags_that_break_off_stand_as_far_as_they_were_told() -> None:
     begun = CODER[: CODER.index("</function>")]
     assert calls_in("qwen3_coder", f"{begun}<parameter=b so") == ("<parameter=b so", [("f", '{"a": 1')])
     assert calls_in("qwen3_coder", f"{begun}so") == ("", [("f", '{"a": 1\n</parameter>\nso')])
+    assert calls_in("qwen3_coder", f"{begun}<param") == ("<param", [("f", '{"a": 1')])
+    assert calls_in("qwen3_coder", begun.rstrip()) == ("", [("f", '{"a": 1')])
     assert calls_in("qwen3_coder", "<function=f>\n<parameter=a>\n12") == ("", [("f", '{"a": 12')])
     assert calls_in("glm", "<tool_call>f\n<arg_key>a</arg_key>\noops") == ("<arg_key>a</arg_key>\noops", [("f", "")])
 

@@ -128,14 +128,19 @@ class Source:
                 return text
             yield
 
-    def comes(self, literal: str) -> Reading[bool]:
-        """Whether ``literal`` is next; it is not read."""
+    def comes(self, literal: str, *, partly: bool = False) -> Reading[bool]:
+        """Whether ``literal`` is next; it is not read.
+
+        Args:
+            literal: What to look for.
+            partly: It is next also where the text ends within it, or before it.
+        """
         while True:
             there = self._text[self._at : self._at + len(literal)]
             if there == literal:
                 return True
             if self.ended or not literal.startswith(there):
-                return False
+                return partly and literal.startswith(there)
             yield
 
     def accept(self, literal: str) -> Reading[bool]:

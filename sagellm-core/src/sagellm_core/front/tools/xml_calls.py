@@ -153,15 +153,15 @@ class XMLCalls(ToolParser):
                 raise MalformedError
             source.mark()
             yield from source.space()
-            ended = not (yield from source.peek()) or (yield from self._comes_any(self.argument[0], self.call[2]))
+            ended = yield from self._comes_any(self.argument[0], self.call[2], partly=True)
             source.back()
             if ended:
                 return
             tell(mark)
 
-    def _comes_any(self, *literals: str) -> Reading[bool]:
+    def _comes_any(self, *literals: str, partly: bool = False) -> Reading[bool]:
         for literal in literals:
-            if (yield from self._source.comes(literal)):
+            if (yield from self._source.comes(literal, partly=partly)):
                 return True
         return False
 
