@@ -130,6 +130,7 @@ constexpr Format kFormats[] = {
     {4, 0, 0, 8, 1, true},    // Q4_K
     {4, 1, 0, 8, 1, true},    // Q5_K
     {4, 2, 32, 8, 2, false},  // Q6_K
+    {8, 0, 0, 1, 1, false},   // F8: floats under a float
 };
 
 // Where things lie in a group of 16 rows. A matrix is read from its first byte to its last: span after span, each
@@ -146,7 +147,8 @@ struct Layout {
     constexpr Layout(int kind, int cols) : small(0), quants(0), block(0), span(0), group(size_t((cols + 1) / 2) * 64) {
         if (kind == SAGE_BF16) return;
         const Format& f = kFormats[kind];
-        small = f.offsets ? 64 : 32;
+        // Of F8 16 float scales take that place, and quants lie pair by pair: two columns of each row.
+        small = f.offsets || kind == SAGE_F8 ? 64 : 32;
         quants = small + (f.span > 1 ? size_t(f.span) * kSmall : 0);
         block = size_t(f.bits()) * 64;
         span = quants + size_t(f.span) * block;

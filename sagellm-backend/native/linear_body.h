@@ -158,11 +158,51 @@ SAGE_INLINE void bf16_tile(const uint8_t* data, int cols, const Rows* rows, int 
     }
 }
 
+// Two columns of 16 rows, from 8-bit floats to bfloat16: no value changes. A float32 with the same exponent and fraction is
+// 2^120 too small, which a product makes good for numbers below the normal ones too.
+SAGE_INLINE U16 widen_f8(const uint8_t* p) {
+    const U16 both = __builtin_convertvector(*reinterpret_cast<const H16u*>(p), U16);
+    const auto widen = [](U16 code) {
+        const F16 magnitude = (F16)((code & 0x7fu) << 20) * 0x1p120f;
+        return (U16)magnitude | (code & 0x80u) << 24;
+    };
+    return widen(both) >> 16 | widen(both >> 8);
+}
+
+template <int R, int G>
+SAGE_INLINE void f8_tile(const uint8_t* data, int cols, const Rows* rows, int row, F16 (&out)[R][G]) {
+    constexpr int kPairs = kBlock / 2;
+    const Layout at(SAGE_F8, cols);
+    const uint32_t* x = reinterpret_cast<const uint32_t*>(rows->h) + long(row) * (cols / 2);
+    for (int r = 0; r < R; r++) {
+        for (int g = 0; g < G; g++) out[r][g] = F16{};
+    }
+    for (long b = 0; b < cols / kBlock; b++, data += at.span, x += kPairs) {
+        F16 acc[R][G];
+        for (int r = 0; r < R; r++) {
+            for (int g = 0; g < G; g++) acc[r][g] = F16{};
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < kPairs; k++) {
+            for (int g = 0; g < G; g++) {
+                const U16 w = widen_f8(data + g * at.group + at.quants + size_t(k) * 32);
+                for (int r = 0; r < R; r++) acc[r][g] = dot_bf16(acc[r][g], w, x[long(r) * (cols / 2) + k]);
+            }
+        }
+        for (int g = 0; g < G; g++) {
+            const F16 scale = load(reinterpret_cast<const float*>(data + g * at.group));
+            for (int r = 0; r < R; r++) out[r][g] += acc[r][g] * scale;
+        }
+    }
+}
+
 template <int Kind, int R, int G>
 __attribute__((noinline)) void tile(const uint8_t* data, int cols, const Rows* rows, int row, float* out, long ld) {
     F16 sums[R][G];
     if constexpr (Kind == SAGE_BF16) {
         bf16_tile<R, G>(data, cols, rows, row, sums);
+    } else if constexpr (Kind == SAGE_F8) {
+        f8_tile<R, G>(data, cols, rows, row, sums);
     } else {
         quant_tile<Kind, R, G>(data, cols, rows, row, sums);
     }
@@ -203,7 +243,7 @@ void segment_of(const SageSegment& s, int cols, int g0, int g1, const Rows* rows
 constexpr decltype(&segment_of<SAGE_BF16>) kSegmentOf[] = {
     segment_of<SAGE_BF16>, segment_of<SAGE_Q4_0>, segment_of<SAGE_Q4_1>, segment_of<SAGE_Q5_0>,
     segment_of<SAGE_Q5_1>, segment_of<SAGE_Q8_0>, segment_of<SAGE_Q2_K>, segment_of<SAGE_Q3_K>,
-    segment_of<SAGE_Q4_K>, segment_of<SAGE_Q5_K>, segment_of<SAGE_Q6_K>,
+    segment_of<SAGE_Q4_K>, segment_of<SAGE_Q5_K>, segment_of<SAGE_Q6_K>, segment_of<SAGE_F8>,
 };
 
 void linear(const SageMatrix* m, int g0, int g1, const Rows* rows, int r0, int r1, float* out, long ld) {

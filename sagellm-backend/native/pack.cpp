@@ -110,7 +110,7 @@ void read_q6_k(const uint8_t* p, Span* to) {
 }
 
 // Bytes of a block, by SageKind.
-constexpr size_t kBytes[] = {0, 18, 20, 22, 24, 34, 84, 110, 144, 176, 210};
+constexpr size_t kBytes[] = {0, 18, 20, 22, 24, 34, 84, 110, 144, 176, 210, 36};
 
 void read_span(int kind, const uint8_t* p, Span* to) {
     switch (kind) {
@@ -209,6 +209,23 @@ void pack_bf16(int type, const void* rows, int index, int cols, uint8_t* group, 
     }
 }
 
+void pack_f8(const uint8_t* from, const Layout& at, uint8_t* span, int lane) {
+    memcpy(span + lane * sizeof(float), from, sizeof(float));
+    for (int k = 0; k < kBlock / 2; k++) memcpy(span + at.quants + k * 32 + lane * 2, from + sizeof(float) + 2 * k, 2);
+}
+
+float f8_to_float(uint8_t code) {
+    const int exponent = (code >> 3) & 15, fraction = code & 7;
+    const float magnitude = exponent == 0 ? ldexpf(float(fraction), -9) : ldexpf(float(fraction | 8), exponent - 10);
+    return code & 0x80 ? -magnitude : magnitude;
+}
+
+void expand_f8(const Layout& at, const uint8_t* span, int lane, float* out) {
+    float scale;
+    memcpy(&scale, span + lane * sizeof(float), sizeof scale);
+    for (int i = 0; i < kBlock; i++) out[i] = scale * f8_to_float(span[at.quants + i / 2 * 32 + lane * 2 + i % 2]);
+}
+
 void embed(const SageSegment& s, int cols, int row, float* out) {
     const Layout at(s.kind, cols);
     const uint8_t* group = s.data + size_t(row / kLanes) * at.group;
@@ -219,6 +236,10 @@ void embed(const SageSegment& s, int cols, int row, float* out) {
         return;
     }
     const int width = kFormats[s.kind].span * kBlock;
+    if (s.kind == SAGE_F8) {
+        for (int i = 0; i < cols / width; i++) expand_f8(at, group + i * at.span, lane, out + i * width);
+        return;
+    }
     for (int i = 0; i < cols / width; i++) expand_span(s.kind, at, group + i * at.span, lane, out + i * width);
 }
 
@@ -241,6 +262,10 @@ void sage_pack(int kind, int cols, uint8_t* data, int type, const void* rows, in
         }
         Span span{};
         for (int b = 0; b < cols / (kFormats[kind].span * kBlock); b++, from += kBytes[kind]) {
+            if (kind == SAGE_F8) {
+                pack_f8(from, at, group + b * at.span, lane);
+                continue;
+            }
             read_span(kind, from, &span);
             store_span(kind, at, span, group + b * at.span, lane);
         }

@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 #define SAGE_API __attribute__((visibility("default")))
-#define SAGE_ABI 4
+#define SAGE_ABI 5
 
 // How rows are kept: as GGUF's blocks of that name, or as numbers. They are interleaved in groups of 16, so that one vector
 // holds the same columns of 16 rows.
@@ -28,6 +28,7 @@ enum SageKind {
     SAGE_Q4_K = 8,
     SAGE_Q5_K = 9,
     SAGE_Q6_K = 10,
+    SAGE_F8 = 11,  // 8-bit floats (E4M3) in blocks of 32, each a float scale and the floats
 };
 
 enum SageType { SAGE_TYPE_F32 = 0, SAGE_TYPE_BF16 = 1, SAGE_TYPE_I8 = 2 };
@@ -43,7 +44,8 @@ typedef struct {
 } SageSegment;
 
 typedef struct {
-    int32_t kind;          // of the first segment; either all are BF16 or none is, so it says how activations meet them
+    int32_t kind;          // how activations meet it: SAGE_BF16 where all segments are BF16 or F8; else any of theirs, none of
+                           // which are
     int32_t rows;          // O, of all segments
     int32_t cols;          // E
     int32_t segments;

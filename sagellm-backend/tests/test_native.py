@@ -326,7 +326,7 @@ def test_an_id_the_table_does_not_have_is_refused():
 def test_the_backend_says_which_build_it_uses_and_computes_without_one():
     with_kernels, without = CpuBackend(DType.BFLOAT16, kernels), CpuBackend(DType.BFLOAT16)
     assert with_kernels.capabilities().native_kernels == kernels.build
-    kept = {"mxfp4", "int4", "int8", *(kind.value for kind in native.KINDS)}
+    kept = {"mxfp4", "int4", "int8", "f8_e4m3", *(kind.value for kind in native.KINDS)}
     assert set(with_kernels.capabilities().kept_quantized) == kept
     assert without.capabilities().native_kernels is None
     assert without.capabilities().fused_units == without.capabilities().kept_quantized == ()

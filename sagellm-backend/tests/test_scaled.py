@@ -10,12 +10,15 @@ import torch
 
 from sagellm_backend import cpu, formats, reference
 from sagellm_backend.cpu import CpuBackend, native
+from sagellm_backend.cpu.native.library import AVX2, AVX512, PORTABLE
 from sagellm_backend.formats.exact import scaled_as_blocks
 from sagellm_protocol.backend import RawWeight, WeightFormat, WeightUse
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.testing import truth
 
+kernels = native.load()
+LEVELS = [level for level in (PORTABLE, AVX2, AVX512) if kernels is not None and level <= kernels.level]
 INT4, INT8, F8 = WeightFormat.INT4, WeightFormat.INT8, WeightFormat.F8_E4M3
 
 
@@ -130,7 +133,6 @@ def test_tensors_beside_that_do_not_fit_are_refused(change, message):
 
 @pytest.fixture
 def backend():
-    kernels = native.load()
     if kernels is None:
         pytest.skip("the package was built without native kernels")
     return CpuBackend(DType.BFLOAT16, kernels)
@@ -169,6 +171,56 @@ def test_integers_that_are_expanded_are_said_so_once(backend, caplog):
         "w, stored as int4, is expanded to BF16: it has no blocks of 32 columns under one scale that float16 holds"
         " (said once)"
     ]
+
+
+def f8(dice, rows, columns, group):
+    """Random codes under scales of float32, those of numbers below the normal ones among them."""
+    codes = dice.integers(0, 256, (rows, columns), dtype=np.uint8)
+    codes[codes & 127 == 127] = 1
+    scales = dice.uniform(0.001, 0.1, (rows, columns // group))
+    return RawWeight("w", F8.value, (rows, columns), codes.tobytes(), {"scales": grid(scales, WeightFormat.F32)})
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("group", [32, 96, 192])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 29])
+def test_8_bit_floats_are_multiplied_as_they_are(level, group, rows, backend, dice):
+    parts = [f8(dice, 16, 192, group), f8(dice, 21, 192, 192)]
+    bias = RawWeight("b", "f32", (37,), np.linspace(-1, 1, 37, dtype="<f4").tobytes())
+    packed = backend.pack_weight(parts, DType.BFLOAT16, bias=[bias])
+    assert packed.nbytes == 48 * 192 * 36 / 32 + 37 * 4
+    x = torch.randn(rows, 192, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    matrix = torch.cat([values(part) for part in parts])
+    want = x @ matrix.T + torch.linspace(-1, 1, 37).bfloat16().float()
+    torch.testing.assert_close(packed.linear(x, level), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+
+
+def test_8_bit_floats_are_looked_up_as_they_are(backend, dice):
+    raw = f8(dice, 21, 96, 96)
+    packed = backend.pack_weight([raw], DType.BFLOAT16, use=WeightUse.EMBEDDING_AND_LINEAR)
+    assert torch.equal(packed.rows(torch.arange(21), torch.float32), values(raw))
+
+
+@pytest.mark.parametrize("beside", ["plain numbers", "narrow groups", "a code of no number"])
+def test_8_bit_floats_become_bf16_where_they_cannot_stay(beside, backend, dice):
+    raw = f8(dice, 16, 96, 48 if beside == "narrow groups" else 96)
+    if beside == "a code of no number":
+        raw = replace(raw, data=b"\x7f" + raw.data[1:])
+    parts = [raw, f8(dice, 16, 96, 96)]
+    if beside == "plain numbers":
+        parts = [raw, RawWeight("p", "f32", (16, 96), dice.standard_normal((16, 96)).astype("<f4").tobytes())]
+    packed = backend.pack_weight(parts, DType.BFLOAT16)
+    want = torch.cat([values(part) for part in parts])
+    got = packed.rows(torch.arange(32), torch.float32)
+    torch.testing.assert_close(got, want, rtol=2.0**-8, atol=0, equal_nan=True)
+    second = want[16:] if beside != "plain numbers" else want[16:].bfloat16().float()
+    assert torch.equal(got[16:], second)
+
+
+def test_8_bit_floats_beside_integers_become_bf16(backend, dice):
+    integers = weight(INT8, dice.integers(-128, 128, (16, 96)), dice.uniform(0.01, 0.1, (16, 1)))
+    packed = backend.pack_weight([f8(dice, 16, 96, 96), integers], DType.BFLOAT16)
+    assert packed.nbytes == 32 * 96 * 2
 
 
 def test_a_table_of_scaled_numbers_is_looked_up_without_expanding_it(dice):

@@ -67,6 +67,7 @@ class CpuBackend(TorchBackend):
 
     def capabilities(self) -> BackendCapabilities:
         """What this processor and this build of torch can do."""
+        native_formats = (*native.KINDS, *REWRITTEN, WeightFormat.F8_E4M3)
         return BackendCapabilities(
             backend=self.name,
             available=True,
@@ -74,7 +75,7 @@ class CpuBackend(TorchBackend):
             dtypes=self.dtypes,
             kv_dtypes=(*self.dtypes, DType.INT8) if self._kernels else self.dtypes,
             weight_formats=tuple(kind.value for kind in formats.DECODERS),
-            kept_quantized=tuple(kind.value for kind in (*native.KINDS, *REWRITTEN)) if self._kernels else (),
+            kept_quantized=tuple(kind.value for kind in native_formats) if self._kernels else (),
             quantizations=self.quantizations,
             fused_units=("decoder",) if self._kernels else (),
             native_kernels=self._kernels.build if self._kernels else None,

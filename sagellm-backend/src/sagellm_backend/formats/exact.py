@@ -102,6 +102,28 @@ def scaled_as_blocks(raw: RawWeight) -> RawWeight | None:
     return RawWeight(raw.name, target.value, raw.shape, made.data)
 
 
+def has_f8_blocks(raw: RawWeight) -> bool:
+    """Whether a weight of 8-bit floats is one of :func:`f8_blocks`.
+
+    Its groups must be whole blocks, its columns in order, and its codes those of numbers.
+    """
+    _, groups = raw.extra["scales"].shape
+    if raw.shape[1] // groups % 32 or "zeros" in raw.extra or "columns" in raw.extra:
+        return False
+    return not (byte_array(raw.data) & 127 == 127).any()
+
+
+def f8_blocks(raw: RawWeight) -> NDArray[np.uint8]:
+    """A weight of 8-bit floats in blocks of 32, each a float32 scale and the floats: ``[O, E / 32, 36]``."""
+    rows, width = raw.shape
+    scales = _grid(raw, "scales")
+    assert scales is not None, "format_of refuses a weight without"
+    made = np.empty((rows, width // 32, 36), np.uint8)
+    made[..., :4] = np.repeat(scales, width // scales.shape[1] // 32, axis=1).astype("<f4")[..., None].view(np.uint8)
+    made[..., 4:] = byte_array(raw.data).reshape(rows, -1, 32)
+    return made
+
+
 def _grid(raw: RawWeight, name: str) -> NDArray[np.float32] | None:
     extra = raw.extra.get(name)
     return None if extra is None else expand(extra, WeightFormat(extra.format), torch.float32).numpy()

@@ -1,7 +1,7 @@
 """Packed matrices: a checkpoint's blocks interleaved once, without loss, and multiplied as they are.
 
 Block formats stay quantised, each part of a matrix in its own; activations are quantised to 8 bits by blocks of 32 as
-they meet them. Anything else becomes BF16. Knows nothing of layers.
+they meet them. 8-bit floats stay so, and meet activations in BF16. Anything else becomes BF16. Knows nothing of layers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from sagellm_backend import formats
+from sagellm_backend.formats.exact import f8_blocks, has_f8_blocks
 from sagellm_backend.pages import untouched
 from sagellm_protocol.backend import RawWeight, WeightFormat
 from sagellm_protocol.errors import ErrorCode, SageLLMError
@@ -35,7 +36,9 @@ KINDS: Mapping[WeightFormat, int] = {
     WeightFormat.Q6_K: 10,
 }
 """Formats that stay quantised, with their number in the C interface."""
-BF16 = 0
+BF16, F8 = 0, 11
+_FLOATS = frozenset({BF16, F8})
+"""Kinds that meet activations in BF16."""
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _GROUP = 16
 """Rows that are interleaved: a format may give way to another only between groups."""
@@ -109,7 +112,7 @@ class NativeMatrix:
         self.shape = (rows, cols)
         self._bias = None if bias is None else bias.float().contiguous()
         self.struct = Matrix(
-            self._segments[0].kind,
+            BF16 if self._segments[0].kind in _FLOATS else self._segments[0].kind,
             rows,
             cols,
             len(self._segments),
@@ -120,7 +123,7 @@ class NativeMatrix:
 
     @property
     def quantized(self) -> bool:
-        """Whether it is kept in blocks."""
+        """Whether it is kept in blocks that activations are quantised for."""
         return bool(self.struct.kind != BF16)
 
     def linear(self, x: torch.Tensor, level: int | None = None) -> torch.Tensor:
@@ -160,7 +163,10 @@ class NativeMatrix:
     def _pack(self, segment: Segment, cols: int, parts: Sequence[_Part]) -> None:
         first = 0
         for raw, stored in parts:
-            if segment.kind != BF16:
+            if segment.kind == F8:
+                blocks = f8_blocks(raw)
+                self._pack_rows(segment, cols, blocks.ctypes.data, first, blocks.shape[0])
+            elif segment.kind != BF16:
                 table = np.ascontiguousarray(formats.raw_rows(raw))
                 self._pack_rows(segment, cols, table.ctypes.data, first, table.shape[0])
             else:
@@ -191,15 +197,21 @@ def _segments(parts: Sequence[_Part]) -> list[tuple[int, list[_Part]]]:
     """Runs of parts that are kept as one kind, each but the last of whole groups; one of BF16 where that cannot be."""
     runs: list[tuple[int, list[_Part]]] = []
     for part in parts:
-        kind = KINDS.get(part[1], BF16)
+        kind = _kind(part)
         if runs and runs[-1][0] == kind:
             runs[-1][1].append(part)
         else:
             runs.append((kind, [part]))
     whole_groups = all(sum(map(_rows, run)) % _GROUP == 0 for _, run in runs[:-1])
-    if len(runs) > 1 and (not whole_groups or any(kind == BF16 for kind, _ in runs)):
-        return [(BF16, list(parts))]
-    return runs
+    alike = len({kind in _FLOATS for kind, _ in runs}) == 1
+    return runs if whole_groups and alike else [(BF16, list(parts))]
+
+
+def _kind(part: _Part) -> int:
+    raw, stored = part
+    if stored is WeightFormat.F8_E4M3:
+        return F8 if has_f8_blocks(raw) else BF16
+    return KINDS.get(stored, BF16)
 
 
 _NO_MEMORY, _UNKNOWN_ID = -1, -2

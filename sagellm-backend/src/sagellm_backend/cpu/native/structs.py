@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-ABI = 4
+ABI = 5
 """Version of the interface these structs describe; a library of another is not used."""
 
 
