@@ -59,6 +59,7 @@ SAGE_INLINE F16 load_half(const uint8_t* p) {
     const __m128i* v = reinterpret_cast<const __m128i*>(p);
     return (F16)join((__m256i)_mm256_cvtph_ps(_mm_loadu_si128(v)), (__m256i)_mm256_cvtph_ps(_mm_loadu_si128(v + 1)));
 }
+SAGE_INLINE U16 widen_f8(const uint8_t* p) { return widen_f8_by_products(p); }
 // 16 signed bytes.
 SAGE_INLINE I16 load_small(const uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

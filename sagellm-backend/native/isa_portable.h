@@ -51,6 +51,7 @@ SAGE_INLINE F16 load_half(const uint8_t* p) {
     const F16 magnitude = (F16)((h & 0x7fffu) << 13) * 5.192296858534828e33f;
     return (F16)((U16)magnitude | ((h & 0x8000u) << 16));
 }
+SAGE_INLINE U16 widen_f8(const uint8_t* p) { return widen_f8_by_products(p); }
 // 16 signed bytes.
 SAGE_INLINE I16 load_small(const uint8_t* p) {
     int32_t v[16];

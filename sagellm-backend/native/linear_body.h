@@ -158,17 +158,6 @@ SAGE_INLINE void bf16_tile(const uint8_t* data, int cols, const Rows* rows, int 
     }
 }
 
-// Two columns of 16 rows, from 8-bit floats to bfloat16: no value changes. A float32 with the same exponent and fraction is
-// 2^120 too small, which a product makes good for numbers below the normal ones too.
-SAGE_INLINE U16 widen_f8(const uint8_t* p) {
-    const U16 both = __builtin_convertvector(*reinterpret_cast<const H16u*>(p), U16);
-    const auto widen = [](U16 code) {
-        const F16 magnitude = (F16)((code & 0x7fu) << 20) * 0x1p120f;
-        return (U16)magnitude | (code & 0x80u) << 24;
-    };
-    return widen(both) >> 16 | widen(both >> 8);
-}
-
 template <int R, int G>
 SAGE_INLINE void f8_tile(const uint8_t* data, int cols, const Rows* rows, int row, F16 (&out)[R][G]) {
     constexpr int kPairs = kBlock / 2;

@@ -24,6 +24,17 @@ SAGE_INLINE F16 load(const float* p) { return *reinterpret_cast<const F16u*>(p);
 SAGE_INLINE void store(float* p, F16 v) { *reinterpret_cast<F16u*>(p) = v; }
 SAGE_INLINE F16 splat(float x) { return F16{} + x; }
 
+// Two columns of 16 rows, from 8-bit floats to bfloat16: no value changes. A float32 with the same exponent and fraction is
+// 2^120 too small, which a product makes good for numbers below the normal ones too.
+SAGE_INLINE U16 widen_f8_by_products(const uint8_t* p) {
+    const U16 both = __builtin_convertvector(*reinterpret_cast<const H16u*>(p), U16);
+    const auto widen = [](U16 code) {
+        const F16 magnitude = (F16)((code & 0x7fu) << 20) * 0x1p120f;
+        return (U16)magnitude | (code & 0x80u) << 24;
+    };
+    return widen(both) >> 16 | widen(both >> 8);
+}
+
 // A vector as wide as the processor's registers. The compiler keeps none that is wider in them round a loop, and takes
 // comparisons of such apart into single numbers.
 #if defined(__AVX512F__)

@@ -211,11 +211,12 @@ KEPT: Mapping[str, tuple[Callable[[], q.Method], float]] = {
     "gptq, by activation order": (lambda: q.gptq(size=32, by_activation=True), 5.5),
     "gptq, 8 bits": (lambda: q.gptq(8, size=32, symmetric=True), 8.5),
     "awq": (lambda: q.awq(size=32), 5.5),
+    "fp8": (lambda: q.fp8((128, 32)), 9.0),
 }
 
 
 @pytest.mark.parametrize("method", KEPT)
-def test_native_kernels_keep_integers_as_they_are(method: str, tmp_path: Path) -> None:
+def test_native_kernels_keep_numbers_as_they_are(method: str, tmp_path: Path) -> None:
     ops = open_backend("cpu", threads=1)
     if not ops.capabilities().kept_quantized or ops.capabilities().dtypes[0] is not DType.BFLOAT16:
         pytest.skip("needs native kernels and BF16")
