@@ -232,7 +232,7 @@ class ToyBackend:
             keys, values = (np.stack([pages[place] for place in places]) for pages in cache.layers[layer])
             if v is None:
                 values = keys[..., : spec.latent_dim]
-            options = {"window": spec.window, "softcap": softcap, "sinks": sinks}
+            options = {"window": spec.window, "chunked": spec.chunked, "softcap": softcap, "sinks": sinks}
             results.append(truth.paged_attention(q[new], keys, values, scale=scale, **options))
             start += count
         return np.concatenate(results)

@@ -139,6 +139,8 @@ class KVSpec:
         window: Tokens back that are visible, the token itself included; ``None`` for all.
         latent_dim: Where ``value_dim`` is 0, the leading dimensions of a key that are its value.
         sinks: Attention over these is given sinks.
+        chunked: Only tokens of the same run of ``window`` tokens are visible, counted from a sequence's first: those
+            from ``position // window * window`` on (Llama 4).
     """
 
     num_kv_heads: int
@@ -147,6 +149,7 @@ class KVSpec:
     window: int | None = None
     latent_dim: int = 0
     sinks: bool = False
+    chunked: bool = False
 
 
 class KVCache(Protocol):
@@ -274,12 +277,15 @@ class GateSpec:
         slope: ``silu`` alone: of ``gate * sigmoid(slope * gate)``.
         shift: Added to ``up``.
         limit: Bounds ``gate`` from above and ``up`` on both sides (GPT-OSS).
+        shares_first: An expert is given its share of the token, rather than the token its share of the expert's output
+            (Llama 4).
     """
 
     activation: str = "silu"
     slope: float = 1.0
     shift: float = 0.0
     limit: float | None = None
+    shares_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -542,7 +548,7 @@ class Backend(Protocol[T]):
             shares: ``[T, K]`` in float32.
             gate_up: A weight ``(2 I, E)`` for each expert, gate first.
             down: A weight ``(E, I)`` for each expert.
-            gate: What becomes of gate and up.
+            gate: What becomes of gate and up; with ``shares_first`` the sum is of ``down[e](gate(gate_up[e](share x)))``.
 
         Returns:
             ``[T, E]`` in ``x``'s dtype.

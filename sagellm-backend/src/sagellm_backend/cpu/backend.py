@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -214,7 +215,8 @@ class CpuBackend(TorchBackend):
         gate: GateSpec,
     ) -> torch.Tensor:
         """Expert by expert, over the tokens that chose it."""
-        return mix(x, experts, shares, gate_up, down, self.linear, self._gate(gate))
+        gated = self._gate(replace(gate, shares_first=False))
+        return mix(x, experts, shares, gate_up, down, self.linear, gated, shares_first=gate.shares_first)
 
     def _gate(self, spec: GateSpec) -> Callable[[torch.Tensor], torch.Tensor]:
         if spec == GateSpec(spec.activation):
@@ -227,12 +229,13 @@ class CpuBackend(TorchBackend):
 
     def allocate_kv(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType) -> Pool:
         """A pool of ``num_blocks`` blocks for each layer, untouched until written: the kernels' where they attend."""
-        ours = self._kernels is not None and native.fits(specs) and not any(spec.sinks for spec in specs)
+        torchs = any(spec.sinks or spec.chunked for spec in specs)
+        ours = self._kernels is not None and native.fits(specs) and not torchs
         if dtype is DType.INT8:
             if not ours:
                 self._refuse(
                     "keep keys and values in int8 here: that takes native kernels, heads of a multiple of 16 up to 256,"
-                    " and neither sinks nor latent attention"
+                    " and neither sinks, chunks nor latent attention"
                 )
         else:
             self.check_dtype(dtype)

@@ -46,6 +46,8 @@ def mix(
     down: Sequence[Any],
     product: Product,
     gate: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    shares_first: bool = False,
 ) -> torch.Tensor:
     """Each token through its experts, their outputs summed by their shares in float32.
 
@@ -57,6 +59,7 @@ def mix(
         down: Of each expert, ``(E, I)``.
         product: Multiplies by a weight.
         gate: ``[n, 2 I]`` to ``[n, I]``.
+        shares_first: Experts are given their shares of a token, and their outputs summed as they are.
 
     Returns:
         ``[T, E]`` in ``x``'s dtype.
@@ -64,7 +67,9 @@ def mix(
     chosen = experts.reshape(-1)  # [T K]
     order = chosen.argsort(stable=True)
     tokens = order // experts.shape[1]
-    rows = x.index_select(0, tokens)
+    rows, ordered = x.index_select(0, tokens), shares.reshape(-1)[order, None]
+    if shares_first:
+        rows = (rows.float() * ordered).to(x.dtype)
     counts = torch.bincount(chosen, minlength=len(down)).tolist()
     pieces, start = [], 0
     for expert, count in enumerate(counts):
@@ -74,6 +79,8 @@ def mix(
             start += count
     if not pieces:
         return x.clone()
-    weighted = torch.cat(pieces).float().mul_(shares.reshape(-1)[order, None])
+    weighted = torch.cat(pieces).float()
+    if not shares_first:
+        weighted *= ordered
     # Of each token the experts are added in order of their number, whoever else is in the step.
     return x.new_zeros(x.shape, dtype=torch.float32).index_add_(0, tokens, weighted).to(x.dtype)

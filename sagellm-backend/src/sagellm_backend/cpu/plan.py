@@ -8,14 +8,14 @@ values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from sagellm_backend.paged import PagedKV
-from sagellm_protocol.backend import AttentionBatch
+from sagellm_protocol.backend import AttentionBatch, KVSpec
 
 _SPARE_SHARE = 0.25
 """Largest share of a rectangle that may be padding …"""
@@ -79,7 +79,7 @@ def plan_step(cache: PagedKV, batch: AttentionBatch) -> StepPlan:
     """Plan a step for each distinct spec of ``cache``."""
     return StepPlan(
         tuple(
-            _plan_group(spec.window, cache.block_size, _SPAN_BYTES // cache.row_bytes(group), batch, tables)
+            _plan_group(spec, cache.block_size, _SPAN_BYTES // cache.row_bytes(group), batch, tables)
             for group, (spec, tables) in enumerate(zip(cache.group_specs, batch.block_tables, strict=True))
         )
     )
@@ -106,21 +106,37 @@ class _Sequence:
 
 
 def _plan_group(
-    window: int | None, block_size: int, most_rows: int, batch: AttentionBatch, tables: Sequence[Sequence[int]]
+    spec: KVSpec, block_size: int, most_rows: int, batch: AttentionBatch, tables: Sequence[Sequence[int]]
 ) -> GroupPlan:
-    sequences = []
-    token = 0
+    sequences: list[_Sequence] = []
+    token, window = 0, spec.window
     for new, total, table in zip(batch.query_lens, batch.context_lens, tables, strict=True):
-        # The earliest key that the first new token sees.
-        first_key = 0 if window is None else max(0, total - new + 1 - window)
-        sequences.append(_Sequence(token, new, total, first_key, np.asarray(table, dtype=np.int64)))
+        whole = _Sequence(token, new, total, 0, np.asarray(table, dtype=np.int64))
+        if window is None:
+            sequences.append(whole)
+        elif spec.chunked:
+            sequences += _by_chunk(whole, window)
+        else:  # from the earliest key that the first new token sees
+            sequences.append(replace(whole, first_key=max(0, total - new + 1 - window)))
         token += new
     written = [s.rows(block_size, s.context_len - s.query_len, s.context_len) for s in sequences if s.query_len]
     slots = torch.from_numpy(np.concatenate(written) if written else np.empty(0, dtype=np.int64))
     decoding = [s for s in sequences if s.query_len == 1]
     spans = [_decode_span(members, block_size) for members in _alike(decoding, most_rows)]
-    spans += [_prompt_span(s, window, block_size) for s in sequences if s.query_len > 1]
+    spans += [_prompt_span(s, None if spec.chunked else window, block_size) for s in sequences if s.query_len > 1]
     return GroupPlan(slots, tuple(spans))
+
+
+def _by_chunk(sequence: _Sequence, size: int) -> Iterator[_Sequence]:
+    """A sequence's new tokens chunk by chunk: within one they are a sequence that begins where it does."""
+    start, end = sequence.context_len - sequence.query_len, sequence.context_len
+    first_token = sequence.first_token
+    while start < end:
+        chunk = start // size * size
+        stop = min(end, chunk + size)
+        yield _Sequence(first_token, stop - start, stop, chunk, sequence.table)
+        first_token += stop - start
+        start = stop
 
 
 def _alike(sequences: list[_Sequence], most_rows: int) -> Iterator[list[_Sequence]]:
@@ -172,7 +188,7 @@ def _prompt_span(sequence: _Sequence, window: int | None, block_size: int) -> Sp
     new, total = sequence.query_len, sequence.context_len
     tokens = slice(sequence.first_token, sequence.first_token + new)
     windowed = window is not None and total > window
-    if new == total and not windowed:
+    if new == sequence.num_keys and not windowed:
         return Span(tokens, 1, new, None, new, None, causal=True)
     keys = None if new == total else _lying_together(sequence.rows(block_size, sequence.first_key, total))
     query = torch.arange(total - new, total)[:, None]

@@ -56,6 +56,8 @@ def attend(
             values[slots[total - new :]] = v[token : token + new].to(cache.dtype)
         for position in range(total - new, total):
             first = 0 if window is None else max(0, position + 1 - window)
+            if window is not None and spec.chunked:
+                first = position // window * window
             seen = slots[first : position + 1]
             seen_keys = keys[seen].float().repeat_interleave(repeat, dim=1)  # [n, Hq, D]
             seen_values = values[seen].float().repeat_interleave(repeat, dim=1)  # [n, Hq, Dv]

@@ -62,5 +62,6 @@ def mix(
     for token in range(x.shape[0]):
         row = x[token : token + 1].float()
         for expert, share in zip(experts[token].tolist(), shares[token], strict=True):
-            result[token] += share * product(gate(product(row, gate_up[expert]), spec), down[expert])[0]
+            before, after = (share, 1.0) if spec.shares_first else (1.0, share)
+            result[token] += after * product(gate(product(before * row, gate_up[expert]), spec), down[expert])[0]
     return result.to(x.dtype)

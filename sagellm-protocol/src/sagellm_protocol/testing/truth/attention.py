@@ -20,6 +20,7 @@ def paged_attention(
     *,
     scale: float,
     window: int | None = None,
+    chunked: bool = False,
     softcap: float | None = None,
     sinks: Floats | None = None,
 ) -> Floats:
@@ -31,6 +32,7 @@ def paged_attention(
         values: ``[C, Hkv, Dv]``.
         scale: Multiplies the scores.
         window: Tokens back that are visible, the token itself included.
+        chunked: Of those, only the ones in the same run of ``window`` tokens.
         softcap: Scores become ``softcap * tanh(score / softcap)``.
         sinks: For each query head a score that takes its share and gives no value, ``[Hq]``.
 
@@ -43,6 +45,8 @@ def paged_attention(
     for row in range(count):
         position = context - count + row
         first = 0 if window is None else max(0, position - window + 1)
+        if window is not None and chunked:
+            first = position // window * window
         for head in range(heads):
             shared = head // (heads // kv_heads)
             scores = keys[first : position + 1, shared] @ q[row, head] * scale

@@ -135,6 +135,10 @@ def moe(
     """Each token through every expert, matrix and bias, by the shares ``[T, X]`` that :func:`route` gives."""
     result = np.zeros_like(x)
     for expert in range(shares.shape[1]):
-        inner = gate(linear(x, *gate_up[expert]), spec)
-        result += shares[:, expert : expert + 1] * linear(inner, *down[expert])
+        share = shares[:, expert : expert + 1]
+        if spec.shares_first:
+            part = linear(gate(linear(share * x, *gate_up[expert]), spec), *down[expert])
+            result += np.where(share > 0, part, 0)  # with biases, an expert makes something of nothing
+        else:
+            result += share * linear(gate(linear(x, *gate_up[expert]), spec), *down[expert])
     return result

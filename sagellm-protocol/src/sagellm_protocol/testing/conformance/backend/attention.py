@@ -83,6 +83,7 @@ class AttentionConformance(BackendSuite):
                 ),
                 scale=scale,
                 window=spec.window,
+                chunked=spec.chunked,
                 softcap=softcap,
                 sinks=sinks,
             )
@@ -99,6 +100,8 @@ class AttentionConformance(BackendSuite):
             pytest.param(KVSpec(2, 8, 12), 4, None, id="values wider than keys"),
             pytest.param(KVSpec(2, 8, 8, window=4), 4, None, id="window shorter than a block"),
             pytest.param(KVSpec(2, 8, 8, window=7), 4, None, id="window across blocks"),
+            pytest.param(KVSpec(2, 8, 8, window=8, chunked=True), 4, None, id="chunks of two blocks"),
+            pytest.param(KVSpec(2, 16, 16, window=5, chunked=True), 4, None, id="chunks across blocks"),
             pytest.param(KVSpec(2, 8, 8), 4, 3.0, id="soft cap"),
             pytest.param(KVSpec(1, 12, 0, latent_dim=8), 4, None, id="latent"),
             pytest.param(KVSpec(2, 12, 0, window=7, latent_dim=8), 4, 3.0, id="latent, window, soft cap"),

@@ -184,6 +184,7 @@ class OperationConformance(BackendSuite):
             GateSpec("gelu"),
             GateSpec("gelu_tanh"),
             pytest.param(GateSpec(slope=1.702, shift=1.0, limit=2.0), id="bounded"),
+            pytest.param(GateSpec(shares_first=True), id="shares first"),
         ],
     )
     def test_moe(
