@@ -66,6 +66,12 @@ class Recipe:
         return model
 
 
+def _with_images(architecture: str, config: str, text: Mapping[str, Any], images: Mapping[str, Any]) -> Recipe:
+    """A model that reads images beside text."""
+    described = {"text_config": dict(text), "vision_config": dict(images), "attn_implementation": "eager"}
+    return Recipe(architecture, config, described)
+
+
 def _of(architecture: str, config: str, **fixed: Any) -> Callable[..., Recipe]:
     """Recipes of one architecture, given what differs from the usual sizes."""
     return lambda **overrides: Recipe(architecture, config, _sizes(**{**fixed, **overrides}))
@@ -148,6 +154,19 @@ _granite = _of(
     logits_scaling=2.5,
 )
 _llama = _of("LlamaForCausalLM", "LlamaConfig")
+_llama4 = _of(
+    "Llama4ForCausalLM",
+    "Llama4TextConfig",
+    head_dim=16,
+    intermediate_size=24,
+    intermediate_size_mlp=80,
+    num_hidden_layers=4,
+    num_local_experts=5,
+    interleave_moe_layer_step=2,
+    attention_chunk_size=8,
+    floor_scale=10,
+    attn_scale=0.4,
+)
 _mistral = _of("MistralForCausalLM", "MistralConfig")
 _mixtral = _of("MixtralForCausalLM", "MixtralConfig", num_local_experts=5)
 _olmo2 = _of("Olmo2ForCausalLM", "Olmo2Config")
@@ -237,6 +256,32 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "granite": _granite(),
     "granite, tied, biases": _granite(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama4": _llama4(),
+    "llama4, all experts, two a token, no norms": _llama4(
+        interleave_moe_layer_step=1,
+        num_experts_per_tok=2,
+        use_qk_norm=False,
+        attn_temperature_tuning=False,
+        no_rope_layers=[1, 0, 1, 1],
+        attention_chunk_size=11,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        **_LLAMA3,
+    ),
+    "llama4, of images": _with_images(
+        "Llama4ForConditionalGeneration",
+        "Llama4Config",
+        _llama4().sizes,
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "image_size": 28,
+            "patch_size": 14,
+            **dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 32),
+        },
+    ),
     "mistral, window": _mistral(sliding_window=7),
     "mistral, no window": _mistral(sliding_window=None, head_dim=16),
     "mixtral": _mixtral(),

@@ -53,7 +53,10 @@ def logits(checkpoint: Checkpoint, ops: Any) -> Any:
 
 
 def test_each_tensor_that_is_missing_is_named(checkpoint: Checkpoint, ops: Backend[Any]) -> None:
+    beside = models.ARCHITECTURES[checkpoint.config.architecture].names.beside  # type: ignore[attr-defined]
     for name in checkpoint.names():
+        if name.startswith(beside):
+            continue
         with pytest.raises(SageLLMError, match=name.replace(".", r"\.")) as caught:
             models.load(Changed(checkpoint, {name: None}), ops, DType.FLOAT32)
         assert caught.value.code is ErrorCode.INVALID_REQUEST

@@ -1,4 +1,4 @@
-"""Served, families whose layers differ answer as the reference does: windows, experts, sinks, positions, latent keys.
+"""Served, families whose layers differ answer as the reference does: windows, chunks, experts, sinks, latent keys.
 
 Requests run together in a pool too small for all of them: prompts in chunks, preemption, blocks behind a window freed.
 """
@@ -26,6 +26,7 @@ RECIPES = (
     "gemma3",
     "gpt2",
     "gpt_oss",
+    "llama4",
     "qwen2_moe, some layers, window",
     "smollm3, chosen layers",
 )

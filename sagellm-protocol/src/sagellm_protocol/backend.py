@@ -548,7 +548,7 @@ class Backend(Protocol[T]):
             shares: ``[T, K]`` in float32.
             gate_up: A weight ``(2 I, E)`` for each expert, gate first.
             down: A weight ``(E, I)`` for each expert.
-            gate: What becomes of gate and up; with ``shares_first`` the sum is of ``down[e](gate(gate_up[e](share x)))``.
+            gate: What becomes of gate and up; with ``shares_first``, ``x`` is multiplied by ``shares[:, k]`` instead.
 
         Returns:
             ``[T, E]`` in ``x``'s dtype.

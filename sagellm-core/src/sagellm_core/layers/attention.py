@@ -20,6 +20,23 @@ HeadwiseNorm = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Sharpening:
+    """Queries of far positions are sharpened step by step (:class:`~sagellm_core.loading.config.Temperature`).
+
+    Attributes:
+        factors: What each step multiplies by, ``[S]``.
+        every: Positions of a step.
+    """
+
+    factors: Tensor
+    every: int
+
+    def __call__(self, q: Tensor, positions: Tensor) -> Tensor:
+        """Sharpen ``q`` ``[T, Hq, D]`` at ``positions`` ``[T]``."""
+        return q * self.factors[(positions + 1) // self.every].reshape(-1, 1, 1)
+
+
+@dataclass(frozen=True)
 class Attention:
     """Self-attention of one layer.
 
@@ -34,6 +51,8 @@ class Attention:
         rope: Rotary embedding, if any.
         softcap: Bounds the scores, if given.
         q_norm, k_norm: Norms of queries and keys, before rotation, if any.
+        norm_last: They come after rotation.
+        sharpen: Multiplies queries by what follows from their positions, if anything does.
         sinks: For each head a score that takes its share and gives nothing, ``[Hq]``, if any.
     """
 
@@ -49,20 +68,29 @@ class Attention:
     q_norm: HeadwiseNorm | None = None
     k_norm: HeadwiseNorm | None = None
     sinks: Tensor | None = None
+    norm_last: bool = False
+    sharpen: Sharpening | None = None
 
     def __call__(self, x: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan) -> Tensor:
         """Attend from ``x`` ``[T, E]`` at ``positions`` ``[T]``, writing keys and values to the cache: ``[T, E]``."""
         heads, values_at = self.num_heads, self.num_heads + self.spec.num_kv_heads
         qkv = self.qkv(x).reshape(-1, values_at + self.spec.num_kv_heads, self.spec.head_dim)  # [T, Hq + 2 Hkv, D]
         q, k, v = qkv[:, :heads], qkv[:, heads:values_at], qkv[:, values_at:]
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if not self.norm_last:
+            q, k = self._normalized(q, k)
         if self.rope is not None:
             q, k = self.ops.rope(q, k, positions, self.rope)
+        if self.norm_last:
+            q, k = self._normalized(q, k)
+        if self.sharpen is not None:
+            q = self.sharpen(q, positions)
         attended = self.ops.attention(
             q, k, v, cache, self.layer, plan, scale=self.scale, softcap=self.softcap, sinks=self.sinks
         )  # [T, Hq, D]
         return self.out(attended.reshape(-1, heads * self.spec.value_dim))
+
+    def _normalized(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return (q, k) if self.q_norm is None or self.k_norm is None else (self.q_norm(q), self.k_norm(k))
 
 
 def build_attention(
@@ -77,6 +105,8 @@ def build_attention(
     q_norm: HeadwiseNorm | None = None,
     k_norm: HeadwiseNorm | None = None,
     sinks: Tensor | None = None,
+    norm_last: bool = False,
+    sharpen: Sharpening | None = None,
 ) -> Attention:
     """Attention out of a module's projections; sizes, biases, window, scale and bound are the configuration's.
 
@@ -90,6 +120,8 @@ def build_attention(
         out: Name of the output projection.
         q_norm, k_norm: Norms of queries and keys, if any.
         sinks: A score a head that takes its share and gives nothing, if any.
+        norm_last: Queries and keys are normalised after rotation.
+        sharpen: Multiplies queries by what follows from their positions, if anything does.
     """
     width, dim, heads, kv_heads = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
     rows: tuple[int, ...] = (heads * dim, kv_heads * dim, kv_heads * dim)
@@ -98,13 +130,13 @@ def build_attention(
         rows = (sum(rows),)
         order = raw.by_group(kv_heads, heads // kv_heads, dim) if config.qkv_by_group else None
     names = [f"{name}.{projection}" for projection in projections]
-    multiplier = config.multipliers.attention
+    multiplier, window = config.multipliers.attention, config.windows[layer]
     return Attention(
         ops=pack.ops,
         qkv=pack.linear(names, rows, width, Sharding.COLUMN, bias=config.qkv_bias, order=order),
         out=pack.linear([f"{name}.{out}"], (width,), heads * dim, Sharding.ROW, bias=config.attention_out_bias),
         num_heads=heads,
-        spec=KVSpec(kv_heads, dim, dim, config.windows[layer], sinks=sinks is not None),
+        spec=KVSpec(kv_heads, dim, dim, window, sinks=sinks is not None, chunked=config.chunked and window is not None),
         layer=layer,
         scale=dim**-0.5 if multiplier is None else multiplier,
         rope=rope,
@@ -112,4 +144,6 @@ def build_attention(
         q_norm=q_norm,
         k_norm=k_norm,
         sinks=sinks,
+        norm_last=norm_last,
+        sharpen=sharpen,
     )

@@ -1,7 +1,8 @@
 """Where a checkpoint keeps the matrices of experts, brought to one shape: gate over up, and down, of each expert.
 
-Four layouts are known: a tensor for each expert and projection; a tensor a projection with experts stacked (GGUF);
-GPT-OSS's, transposed with gate and up in turns; and that in MXFP4, blocks and scales apart. Knows nothing of routing.
+Five layouts are known: a tensor for each expert and projection; a tensor a projection with experts stacked (GGUF);
+Llama 4's, transposed with gate before up; GPT-OSS's, transposed with gate and up in turns; and that in MXFP4, blocks
+and scales apart. Knows nothing of routing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def read_experts(
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     *,
     bias: bool = False,
+    halves: bool = False,
 ) -> Iterator[RawExpert]:
     """The experts of the module ``name``, in whichever layout the checkpoint has them.
 
@@ -56,11 +58,14 @@ def read_experts(
         width: Hidden size, E.
         projections: Names of gate, up and down.
         bias: Whether they have biases.
+        halves: Gate and up are one tensor of all experts, transposed, gate first.
 
     Raises:
         SageLLMError: ``INVALID_REQUEST`` naming a tensor that is missing or not of the configured shape.
     """
     gate, up, down = projections
+    if halves:
+        return _in_halves(pack, name, count, inner, width)
     # By any tensor of a layout, so that what is missing of it is named as that layout names it.
     if any(f"{name}.{part}{kind}" in pack for part in ("gate_up_proj", "down_proj") for kind in _OF_GPT_OSS):
         return _in_turns(pack, name, count, inner, width)
@@ -93,6 +98,13 @@ def _stacked(
             yield RawExpert([gate, up], [down], [gate_bias, up_bias], [down_bias])
         else:
             yield RawExpert([gate, up], [down])
+
+
+def _in_halves(pack: Packer, name: str, count: int, inner: int, width: int) -> Iterator[RawExpert]:
+    gate_up = raw.unstack(pack.take(f"{name}.gate_up_proj", (count, width, 2 * inner), Sharding.COLUMN))
+    down = raw.unstack(pack.take(f"{name}.down_proj", (count, inner, width), Sharding.ROW))
+    for opened, closed in zip(gate_up, down, strict=True):
+        yield RawExpert([raw.transpose(opened)], [raw.transpose(closed)])
 
 
 def _in_turns(pack: Packer, name: str, count: int, inner: int, width: int) -> Iterator[RawExpert]:

@@ -77,6 +77,7 @@ def build_experts(
     router: str = "gate",
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     bias: bool = False,
+    halves: bool = False,
     shared: str | None = None,
     shared_gate: str | None = None,
 ) -> Experts:
@@ -89,6 +90,7 @@ def build_experts(
         router: Name of the router within it.
         projections: Names of gate, up and down projections of an expert.
         bias: Whether router and experts have biases.
+        halves: Gate and up of all experts are one tensor, transposed, gate first.
         shared: Name of the MLP that every token goes through, if there is one.
         shared_gate: Name of the projection whose sigmoid is the share of that MLP, if it is not one.
     """
@@ -102,7 +104,8 @@ def build_experts(
         pack.ops, pack.router(f"{name}.{router}", mixture.experts, width, bias=bias), mixture.routing, correction
     )
     gate_up, down = [], []
-    for expert in read_experts(pack, f"{name}.experts", mixture.experts, mixture.inner, width, projections, bias=bias):
+    sizes = mixture.experts, mixture.inner, width
+    for expert in read_experts(pack, f"{name}.experts", *sizes, projections, bias=bias, halves=halves):
         gate_up.append(pack.packed(expert.gate_up, expert.gate_up_bias))
         down.append(pack.packed(expert.down, expert.down_bias))
     beside: Callable[[Tensor], Tensor] | None = None

@@ -70,7 +70,9 @@ def layer_unit(layer: Layer) -> FusableUnit | None:
     if not isinstance(layer, DecoderLayer) or layer.attention_out_norm or layer.mlp_out_norm:
         return None
     attention, spec, mlp = layer.attention, layer.attention.spec, layer.mlp
-    if not isinstance(attention, Attention) or attention.sinks is not None:
+    if not isinstance(attention, Attention) or attention.sinks is not None or attention.sharpen is not None:
+        return None
+    if attention.norm_last or spec.chunked:
         return None
     norms = {
         "input_norm": layer.input_norm,

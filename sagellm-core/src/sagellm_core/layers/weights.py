@@ -151,16 +151,17 @@ class Packer:
             weight = self.ops.concat([self._vector(f"{name}.weight", size) for name in names], 0).reshape(heads, size)
         return HeadNorm(self.ops, weight, self.ops.from_host([1.0] * size, self.dtype), eps)
 
-    def refuse_leftovers(self, derived: Sequence[str] = ()) -> None:
+    def refuse_leftovers(self, derived: Sequence[str] = (), beside: Sequence[str] = ()) -> None:
         """Raise if the checkpoint holds tensors that were not asked for.
 
         Args:
             derived: Endings of names that may be left over: buffers that follow from the configuration.
+            beside: Beginnings of names of parts that are not run.
 
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming them.
         """
-        self._checkpoint.refuse_leftovers(self.sharding, derived)
+        self._checkpoint.refuse_leftovers(self.sharding, derived, beside)
 
     def _vector(self, name: str, size: int) -> Tensor:
         return self.ops.tensor(self.take(name, (size,), Sharding.REPLICATED), self.dtype)

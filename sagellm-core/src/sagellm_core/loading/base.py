@@ -68,7 +68,7 @@ class Checkpoint(ABC):
         A tensor that is looked at afterwards is read again.
         """
 
-    def refuse_leftovers(self, used: Iterable[str], derived: Sequence[str] = ()) -> None:
+    def refuse_leftovers(self, used: Iterable[str], derived: Sequence[str] = (), beside: Sequence[str] = ()) -> None:
         """Raise if there are tensors that a model did not ask for: it would not be the model that was trained.
 
         Buffers that are derived from the configuration and layers that predict further tokens may be left over.
@@ -76,12 +76,14 @@ class Checkpoint(ABC):
         Args:
             used: Names of the tensors that were asked for.
             derived: Endings of the names of what a family derives, buffers of its own or a head that is tied.
+            beside: Beginnings of the names of parts that are not run.
 
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming the tensors.
         """
         left = sorted(set(self.names()).difference(used))
-        left = [name for name in left if not self._may_be_left(name) and not name.endswith(tuple(derived))]
+        may_be_left = (name.endswith(tuple(derived)) or name.startswith(tuple(beside)) for name in left)
+        left = [name for name, may in zip(left, may_be_left, strict=True) if not may and not self._may_be_left(name)]
         if left:
             shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
             raise corrupt(self.path, f"holds tensors that {self.config.architecture} does not know: {shown}")

@@ -81,6 +81,21 @@ class Multipliers:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """How queries of far positions are sharpened, on layers without a rotary embedding (Llama 4).
+
+    They are multiplied by ``1 + scale * log(1 + floor((position + 1) / every))`` (Nakanishi 2025).
+
+    Attributes:
+        every: Positions after which it rises.
+        scale: Of the logarithm.
+    """
+
+    every: int
+    scale: float
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """What is said of encoders alone.
 
@@ -131,6 +146,8 @@ class ModelConfig:
         latent: Its attention's sizes, where that is latent; ``head_dim`` is that of queries then.
         draft_layers: Layers behind the last that predict further tokens, and are not run.
         windows: For each layer, tokens back that are visible (the token itself included), or ``None`` for all.
+        chunked: A window is the run of that many tokens which a token is in, rather than those that lead up to it.
+        temperature: How queries are sharpened on layers without a rotary embedding, if they are.
         max_position_embeddings: Context the model is made for, any rope scaling included.
         encoder: What is said of encoders; absent for decoders.
         headless: It has no output head: its hidden states are what is wanted.
@@ -171,6 +188,8 @@ class ModelConfig:
     mixture: MixtureConfig | None = None
     latent: LatentConfig | None = None
     draft_layers: int = 0
+    chunked: bool = False
+    temperature: Temperature | None = None
     encoder: EncoderConfig | None = None
     headless: bool = False
     bos_token_id: int | None = None

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import encoders, mixture
-from .config import ModelConfig, Multipliers
+from .config import ModelConfig, Multipliers, Temperature
 from .errors import corrupt, unsupported
 from .fields import Fields
+from .hf_rope import SLIDING
 
 Extras = dict[str, Any]
 """Fields of a :class:`ModelConfig` to replace."""
@@ -40,10 +41,12 @@ class Family:
     Attributes:
         architecture: Class that loads it where the file names none.
         defaults: What counts where a key is absent. A null counts: it is not absence.
+        part: Where the file of a model that reads images too describes the one that reads text.
         renamed: The family's key for what is usually called otherwise, and the usual one.
         inner: Width of the MLP in multiples of ``hidden_size``, where the file gives none.
         rotary: It has a rotary embedding.
         window: Tokens back that layers with a window see.
+        local: What the file calls layers with a window.
         slides: Whether the layer of a number has a window, where the file lists no ``layer_types``.
         extras: What else the file says, beside the configuration read so far.
         quantizations: Methods that its weights may have been quantised with.
@@ -51,16 +54,22 @@ class Family:
 
     architecture: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    part: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     inner: int | None = None
     rotary: bool = True
     window: Callable[[Fields], int | None] = _listed_window
+    local: str = SLIDING
     slides: Callable[[Fields, int], bool] = lambda fields, layer: True
     extras: Callable[[Fields, ModelConfig], Extras] = lambda fields, config: {}
     quantizations: frozenset[str] = frozenset()
 
     def read(self, values: Mapping[str, Any], source: Any) -> Fields:
         """The file's values by the usual names, defaults filled in."""
+        if self.part is not None:
+            inner = Fields(source, values).table(self.part)
+            described = {} if inner is None else inner.values
+            values = {**values, **described, "architectures": values.get("architectures")}
         usual = {self.renamed[key]: value for key, value in values.items() if key in self.renamed and value is not None}
         return Fields(source, {**self.defaults, **values, **usual})
 
@@ -109,9 +118,9 @@ def _gemma3(fields: Fields, config: ModelConfig) -> Extras:
 
 
 def _rotated(fields: Fields, layer: int) -> bool:
-    """Whether SmolLM3's layer has positions: ``no_rope_layers`` says 1 where it does."""
+    """Whether a layer of SmolLM3 or Llama 4 has positions: ``no_rope_layers`` says 1 where it does."""
     flags = fields.values.get("no_rope_layers")
-    if flags is None:
+    if not flags:
         return (layer + 1) % fields.integer("no_rope_layer_interval", 4) != 0
     if not isinstance(flags, list) or layer >= len(flags) or flags[layer] not in (0, 1):
         raise corrupt(fields.source, f"no_rope_layers is {flags!r}; it must list 0 or 1 for each layer")
@@ -121,6 +130,28 @@ def _rotated(fields: Fields, layer: int) -> bool:
 def _smollm3(fields: Fields, config: ModelConfig) -> Extras:
     layers = range(config.num_layers)
     return {"layer_ropes": tuple(config.rope if _rotated(fields, layer) else None for layer in layers)}
+
+
+def _temperature(fields: Fields) -> Temperature | None:
+    # The first releases say it by a number, as many as layers from one without positions to the next.
+    key = "attn_temperature_tuning"
+    numeric = type(fields.values.get(key)) is int
+    tuned = fields.integer(key, minimum=0) if numeric else fields.flag(key, True)
+    return Temperature(fields.integer("floor_scale", 8192), fields.number("attn_scale", 0.1)) if tuned else None
+
+
+def _llama4(fields: Fields, config: ModelConfig) -> Extras:
+    assert config.rope is not None, "the family is rotary"
+    rope = dataclasses.replace(config.rope, interleaved=True)
+    return {
+        "rope": rope,
+        "layer_ropes": tuple(rope if _rotated(fields, layer) else None for layer in range(config.num_layers)),
+        "qk_norm": fields.flag("use_qk_norm", True),
+        "chunked": True,
+        "temperature": _temperature(fields),
+        "intermediate_size": fields.integer("intermediate_size_mlp"),
+        **mixture.llama4(fields, config),
+    }
 
 
 def _granite(fields: Fields, config: ModelConfig) -> Extras:
@@ -204,6 +235,24 @@ _QWEN_MOE = {"sliding_window": 4096, "max_window_layers": 28}
 _GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
 _GEMMA2 = {**_GEMMA, "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096}
 _COHERE = {"tie_word_embeddings": True, "logit_scale": 0.0625, "layer_norm_eps": 1e-5, "rope_theta": 500_000.0}
+
+_LLAMA4 = Family(
+    architecture="Llama4ForCausalLM",
+    defaults={
+        "head_dim": 128,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 500_000.0,
+        "attention_chunk_size": 8192,
+        "num_experts_per_tok": 1,
+        "num_local_experts": 16,
+    },
+    window=lambda fields: fields.integer("attention_chunk_size", None),
+    local="chunked_attention",
+    slides=_rotated,
+    extras=_llama4,
+)
 
 FAMILIES: Mapping[str, Family] = {
     "bert": Family(architecture="BertModel", defaults=_ENCODER, rotary=False, window=_no_window, extras=encoders.bert),
@@ -312,6 +361,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "granite": Family(window=_no_window, extras=_granite),
     "llama": Family(window=_no_window),
+    "llama4": dataclasses.replace(_LLAMA4, architecture="Llama4ForConditionalGeneration", part="text_config"),
+    "llama4_text": _LLAMA4,
     "mistral": Family(defaults={"sliding_window": 4096, "num_key_value_heads": 8}),
     "mixtral": Family(
         defaults={

@@ -130,6 +130,6 @@ def _layer_types(fields: Fields, family: Family, layers: int) -> tuple[str, ...]
     if not isinstance(types, list) or len(types) != layers:
         raise corrupt(fields.source, f"layer_types must list one type for each of {layers} layers")
     for kind in types:
-        if kind not in (FULL, SLIDING):
-            raise unsupported(fields.source, f"layer type {kind!r} is not offered; known are {FULL}, {SLIDING}")
-    return tuple(types)
+        if kind not in (FULL, family.local):
+            raise unsupported(fields.source, f"layer type {kind!r} is not offered; known are {FULL}, {family.local}")
+    return tuple(SLIDING if kind == family.local else FULL for kind in types)

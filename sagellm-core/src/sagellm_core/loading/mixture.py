@@ -95,6 +95,22 @@ def qwen_moe(fields: Fields, config: ModelConfig) -> Extras:
     return {"mixture": mixture, "qk_norm": config.model_type == "qwen3_moe"}
 
 
+def llama4(fields: Fields, config: ModelConfig) -> Extras:
+    """Llama 4: experts in some layers, given their shares of a token, and one that every token goes through."""
+    experts, step = fields.integer("num_local_experts"), fields.integer("interleave_moe_layer_step", 1)
+    listed = fields.values.get("moe_layers")
+    sparse = fields.integers("moe_layers") if listed is not None else range(step - 1, config.num_layers, step)
+    mixture = MixtureConfig(
+        experts=experts,
+        inner=config.intermediate_size,
+        routing=_routing(fields, experts, scoring="sigmoid"),
+        sparse=tuple(layer in sparse for layer in range(config.num_layers)),
+        shared_inner=config.intermediate_size,
+        gate=GateSpec(config.hidden_act, shares_first=True),
+    )
+    return {"mixture": mixture}
+
+
 def gpt_oss(fields: Fields, config: ModelConfig) -> Extras:
     """GPT-OSS: experts in every layer, their gates bounded."""
     if config.hidden_act != "silu":

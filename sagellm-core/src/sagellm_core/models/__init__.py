@@ -29,6 +29,7 @@ from .gpt_neox import GPTNeoX
 from .gpt_oss import GptOss
 from .granite import Granite
 from .llama import Llama
+from .llama4 import Llama4, Llama4OfImages
 from .mistral import Mistral
 from .mixtral import Mixtral
 from .olmo2 import Olmo2
@@ -53,6 +54,8 @@ ARCHITECTURES: Mapping[str, ModelClass] = {
     "GemmaForCausalLM": Gemma,
     "GptOssForCausalLM": GptOss,
     "GraniteForCausalLM": Granite,
+    "Llama4ForCausalLM": Llama4,
+    "Llama4ForConditionalGeneration": Llama4OfImages,
     "LlamaForCausalLM": Llama,
     "MistralForCausalLM": Mistral,
     "MixtralForCausalLM": Mixtral,

@@ -90,6 +90,7 @@ class Names:
         positions: The table of learned positions, within the root, if any.
         mlp: What follows attention, within a layer.
         derived: Endings of buffers that checkpoints hold though they follow from the configuration.
+        beside: Beginnings of the names of parts that are not run, images' among them.
     """
 
     root: str = "model"
@@ -100,6 +101,7 @@ class Names:
     positions: str | None = None
     mlp: str = "mlp"
     derived: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 class DecoderModel:
@@ -144,7 +146,7 @@ class DecoderModel:
         if not config.headless:
             self.head = Linear(ops, tokens.weight, Sharding.VOCAB) if tied else pack.head(names.head, vocab, width)
         spare = (f"{names.head}.weight",) if tied or config.headless else ()
-        pack.refuse_leftovers((*names.derived, *spare))
+        pack.refuse_leftovers((*names.derived, *spare), names.beside)
         self._stack = fuse_stack(ops, self.embedding, self.layers, self.final_norm)
         self._steps = fuse_layers(ops, self.layers)
         self.weight_bytes = pack.nbytes
