@@ -156,6 +156,8 @@ class ModelConfig:
         pad_token_id: Padding.
         quantization: Method that the weights were quantised with before they were saved, if they were.
         dtype: Type the weights were saved in, where the checkpoint says so.
+        unread: Why only an outline of it was read (sizes, context, special tokens), where its family is not known here
+            and what it says is not what other families say.
         raw: Everything the checkpoint said, as it said it.
     """
 
@@ -197,6 +199,7 @@ class ModelConfig:
     pad_token_id: int | None = None
     quantization: str | None = None
     dtype: str | None = None
+    unread: str | None = None
     raw: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
 
     def rope_of(self, layer: int) -> RopeConfig | None:

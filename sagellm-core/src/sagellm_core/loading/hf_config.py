@@ -12,12 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sagellm_protocol.errors import SageLLMError
+
 from . import quantized
 from .config import ModelConfig
 from .errors import corrupt, unsupported
 from .families import FAMILIES, Family
 from .fields import Fields, read_object
 from .hf_rope import FULL, SLIDING, read_ropes, stated_context
+from .outline import read_outline
 
 
 def read_hf_config(folder: Path) -> ModelConfig:
@@ -57,6 +60,23 @@ def parse_hf_config(values: Mapping[str, Any], source: Path | str) -> ModelConfi
     family = FAMILIES.get(model_type, Family())
     fields = family.read(values, source)
     scheme = quantized.scheme_of(values, source, native=family.quantizations)
+    architecture = _architecture(fields, family, model_type)
+    try:
+        config = _read(fields, family, architecture, model_type)
+    except SageLLMError as error:
+        if model_type in FAMILIES:
+            raise
+        # Whoever runs it may read the rest by itself, and whoever cannot says this.
+        config = read_outline(fields, architecture, model_type, error.message)
+    return dataclasses.replace(
+        config,
+        quantization=scheme.method if scheme is not None else None,
+        raw=MappingProxyType(dict(values)),
+    )
+
+
+def _read(fields: Fields, family: Family, architecture: str, model_type: str) -> ModelConfig:
+    source = fields.source
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
     head_dim = fields.integer("head_dim", None) or family.defaults.get("head_dim") or _whole(source, hidden, heads)
@@ -71,7 +91,7 @@ def parse_hf_config(values: Mapping[str, Any], source: Path | str) -> ModelConfi
     rope = ropes[FULL]
     bias = fields.flag("attention_bias", False)
     config = ModelConfig(
-        architecture=_architecture(fields, family, model_type),
+        architecture=architecture,
         model_type=model_type,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -93,9 +113,7 @@ def parse_hf_config(values: Mapping[str, Any], source: Path | str) -> ModelConfi
         bos_token_id=fields.integer("bos_token_id", None, minimum=0),
         eos_token_ids=fields.integers("eos_token_id"),
         pad_token_id=fields.integer("pad_token_id", None, minimum=-1),
-        quantization=scheme.method if scheme is not None else None,
         dtype=fields.text("dtype", None) or fields.text("torch_dtype", None),
-        raw=MappingProxyType(dict(values)),
     )
     return dataclasses.replace(config, **family.extras(fields, config))
 

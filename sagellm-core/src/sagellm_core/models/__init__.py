@@ -104,11 +104,20 @@ def find(architecture: str) -> ModelClass | EncoderClass:
         return built_in
     if architecture in points:
         return cast(ModelClass, plugins.load(plugins.MODELS, architecture))
-    raise SageLLMError(
-        ErrorCode.UNSUPPORTED,
-        f"architecture {architecture!r} is not offered; known are {', '.join(architectures())}",
-        "model",
-    )
+    return _foreign(architecture)
+
+
+def _foreign(architecture: str) -> ModelClass:
+    try:
+        from .foreign import Foreign  # imports transformers, which no other architecture needs
+    except ImportError as error:
+        raise SageLLMError(
+            ErrorCode.UNSUPPORTED,
+            f"architecture {architecture!r} is not offered; known are {', '.join(architectures())}. Many others run"
+            f" through transformers' own code: pip install 'isagellm-core[transformers]' ({error})",
+            "model",
+        ) from error
+    return Foreign
 
 
 def load(checkpoint: Checkpoint, ops: Backend[Any], dtype: DType, quantization: str | None = None) -> Model | Encoder:

@@ -21,6 +21,7 @@ from sagellm_core.layers.rotary import resolve
 from sagellm_core.layers.weights import Packer
 from sagellm_core.loading.base import Checkpoint
 from sagellm_core.loading.config import ModelConfig, RopeConfig
+from sagellm_core.loading.errors import unsupported
 from sagellm_protocol.backend import AttentionPlan, Backend, KVCache, KVSpec, RopeSpec
 from sagellm_protocol.devices import DType
 
@@ -127,6 +128,8 @@ class DecoderModel:
         self, checkpoint: Checkpoint, ops: Backend[Tensor], dtype: DType, quantization: str | None = None
     ) -> None:
         self.config = config = checkpoint.config
+        if config.unread is not None:
+            raise unsupported(checkpoint.path, config.unread)
         self.ops = ops
         pack, names = Packer(checkpoint, ops, dtype, quantization), self.names
         root = "" if f"{names.embedding}.weight" in pack else f"{names.root}."
