@@ -37,7 +37,7 @@ def row(name: str, backend: str) -> tuple[str, bool]:
         checkpoint = open_checkpoint(tiny.save(reference, Path(folder)))
         found = parity.follow(reference, models.load(checkpoint, ops, DType.FLOAT32), ops)
     verdict = "yes" if found.greedy_equal else "no"
-    architecture = tiny.RECIPES[name].architecture
+    architecture = {**tiny.RECIPES, **tiny.FOREIGN}[name].architecture
     line = f"| `{architecture}` | {name} | {backend} | {found.difference:.0e} | {verdict} |"
     return line, found.greedy_equal and found.difference < parity.TOLERANCE
 
@@ -49,7 +49,7 @@ def main() -> int:
     check = parser.parse_args().check
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
-    rows = [row(name, backend) for name in sorted(tiny.RECIPES) for backend in BACKENDS]
+    rows = [row(name, backend) for name in (*sorted(tiny.RECIPES), *sorted(tiny.FOREIGN)) for backend in BACKENDS]
     head = ["| architecture | variant | backend | largest difference of a logit | greedy tokens equal |"]
     table = "\n".join([*head, "|---|---|---|---|---|", *(line for line, _ in rows)])
     print(table)

@@ -38,7 +38,9 @@ def named(text: str) -> set[str]:
 
 
 def test_architectures_formats_and_rope_types_are_those_there_are(named: set[str]) -> None:
-    assert {name for name in named if name.endswith(("ForCausalLM", "LMHeadModel"))} == set(ARCHITECTURES)
+    assert {name for name in named if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))} == set(
+        ARCHITECTURES
+    )
     formats = {form.value.upper() for form in FORMATS.values()}
     assert {name for name in named if re.fullmatch(r"B?F\d+|Q\d_\w|MXFP\d", name)} == formats
     assert set(ROPE_KINDS) <= named

@@ -115,18 +115,17 @@ _gemma3 = _of(
     sliding_window=9,
     tie_word_embeddings=True,
 )
-_gpt2 = _of(
-    "GPT2LMHeadModel",
-    "GPT2Config",
-    n_embd=48,
-    n_layer=3,
-    n_head=6,
-    n_positions=CONTEXT,
-    tie_word_embeddings=True,
+_OF_GPT = {
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": CONTEXT,
+    "tie_word_embeddings": True,
     **dict.fromkeys(
         (*_WITHOUT, "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"), _ABSENT
     ),
-)
+}
+_gpt2 = _of("GPT2LMHeadModel", "GPT2Config", **_OF_GPT)
 _gpt_neox = _of("GPTNeoXForCausalLM", "GPTNeoXConfig", num_key_value_heads=_ABSENT, rotary_pct=0.25)
 _gpt_oss = _of(
     "GptOssForCausalLM",
@@ -319,6 +318,24 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
+FOREIGN: Mapping[str, Recipe] = {
+    "exaone4": _of("Exaone4ForCausalLM", "Exaone4Config", num_hidden_layers=4)(
+        sliding_window=9, sliding_window_pattern=4
+    ),
+    "glm4": _of("Glm4ForCausalLM", "Glm4Config", head_dim=16, pad_token_id=0)(attention_bias=True),
+    "gpt_bigcode": _of("GPTBigCodeForCausalLM", "GPTBigCodeConfig", **_OF_GPT)(),
+    "granite_swa": _of("GraniteSWAForCausalLM", "GraniteSWAConfig")(
+        sliding_window=9, layer_types=["sliding_attention", "full_attention", "sliding_attention"], logits_scaling=2.5
+    ),
+    "nemotron": _of("NemotronForCausalLM", "NemotronConfig")(partial_rotary_factor=0.5),
+    "olmo": _of("OlmoForCausalLM", "OlmoConfig")(clip_qkv=2.0, tie_word_embeddings=True),
+    "olmoe": _of("OlmoeForCausalLM", "OlmoeConfig")(num_experts=5, num_experts_per_tok=2),
+    "opt": _of("OPTForCausalLM", "OPTConfig", **_WITHOUT)(ffn_dim=80, word_embed_proj_dim=48),
+    "phi": _of("PhiForCausalLM", "PhiConfig")(partial_rotary_factor=0.5, qk_layernorm=True),
+    "starcoder2": _of("Starcoder2ForCausalLM", "Starcoder2Config")(sliding_window=9, use_bias=True),
+}
+"""Architectures that run through the reference implementation's own code."""
+
 LONG_CONTEXT = "phi3, long context"
 """Turned otherwise beyond its original context of 24 tokens than within."""
 USUAL: Mapping[str, str] = {recipe.architecture: name for name, recipe in reversed(RECIPES.items())}
@@ -327,7 +344,7 @@ USUAL: Mapping[str, str] = {recipe.architecture: name for name, recipe in revers
 
 def make(name: str) -> PreTrainedModel:
     """The model of a recipe, in float32."""
-    return made(RECIPES[name])
+    return made({**RECIPES, **FOREIGN}[name])
 
 
 def made(recipe: Recipe) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from sagellm_core.executor.inline import InlineExecutor
 from sagellm_core.loading import open_checkpoint
 
 RECIPES = (
+    "exaone4",
     "cohere2",
     "deepseek_v3",
     "gemma2",
@@ -27,6 +28,7 @@ RECIPES = (
     "gpt2",
     "gpt_oss",
     "llama4",
+    "olmoe",
     "qwen2_moe, some layers, window",
     "smollm3, chosen layers",
 )

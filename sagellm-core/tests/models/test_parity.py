@@ -24,7 +24,10 @@ from sagellm_protocol.devices import DType
 LENGTHS = (61, 1, 17, 38)
 
 
-@pytest.fixture(scope="module", params=[name for name in tiny.RECIPES if name != tiny.LONG_CONTEXT])
+OURS = [name for name in tiny.RECIPES if name != tiny.LONG_CONTEXT]
+
+
+@pytest.fixture(scope="module", params=[*OURS, *tiny.FOREIGN])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
     model = tiny.make(request.param)
     return model, tiny.save(model, tmp_path_factory.mktemp("model"))
@@ -88,6 +91,7 @@ def test_logits_equal_the_reference_implementation(
         np.testing.assert_allclose(np.stack(logits), expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("saved", OURS, indirect=True)
 def test_frequencies_equal_the_reference_implementation_to_the_bit(saved: tuple[PreTrainedModel, Path]) -> None:
     reference, folder = saved
     config = open_checkpoint(folder).config

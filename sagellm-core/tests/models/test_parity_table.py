@@ -21,11 +21,13 @@ def rows() -> list[tuple[str, ...]]:
 def test_the_table_is_in_step_with_what_is_registered() -> None:
     expected = {
         (recipe.architecture, name, backend)
-        for name, recipe in tiny.RECIPES.items()
+        for name, recipe in {**tiny.RECIPES, **tiny.FOREIGN}.items()
         for backend in ("cpu", "reference")
     }
     assert {row[:3] for row in rows()} == expected, "run: python benchmarks/parity.py"
-    assert {row[0] for row in rows()} == set(models.ARCHITECTURES)
+    foreign = {recipe.architecture for recipe in tiny.FOREIGN.values()}
+    assert {row[0] for row in rows()} == {*models.ARCHITECTURES, *foreign}
+    assert not foreign.intersection(models.ARCHITECTURES)
 
 
 def test_every_row_of_the_table_is_within_the_tolerance() -> None:

@@ -137,7 +137,9 @@ def _only_gguf(path: Path) -> Path:
 def _pickled(path: Path, name: str) -> SageLLMError:
     return unsupported(
         path,
-        f"its weights are pickled ({name}), and a pickle can run any code when read; use a safetensors or GGUF form",
+        f"its weights are pickled ({name}), and a pickle can run any code when read; use a safetensors or GGUF form. If"
+        " you trust it, transformers makes one of it:"
+        " AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(ANOTHER)",
     )
 
 

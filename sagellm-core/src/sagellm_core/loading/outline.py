@@ -30,9 +30,8 @@ def read_outline(fields: Fields, architecture: str, model_type: str, unread: str
     Raises:
         SageLLMError: ``INVALID_REQUEST`` naming what is missing of even that.
     """
-    hidden, layers, heads = (
-        fields.integer(_called(fields, key)) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
+    hidden, layers = (fields.integer(_called(fields, key)) for key in ("hidden_size", "num_hidden_layers"))
+    heads = fields.integer(_called(fields, "num_attention_heads"), 1)  # models that keep a state have none
     return ModelConfig(
         architecture=architecture,
         model_type=model_type,

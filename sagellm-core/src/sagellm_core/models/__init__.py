@@ -85,11 +85,11 @@ def architectures() -> tuple[str, ...]:
 
 
 def find(architecture: str) -> ModelClass | EncoderClass:
-    """The class that loads an architecture.
+    """The class that loads an architecture: one of ours, a plug-in's, or what runs ``transformers``' own code.
 
     Raises:
-        SageLLMError: ``UNSUPPORTED`` for an unknown name, listing those known; ``CONFLICT`` when a plug-in claims one
-            that is built in; ``NOT_INSTALLED`` when a plug-in cannot be imported.
+        SageLLMError: ``CONFLICT`` when a plug-in claims one that is built in; ``NOT_INSTALLED`` when a plug-in cannot
+            be imported; ``UNSUPPORTED`` for any other where ``transformers`` is not installed, listing those known.
     """
     points = plugins.installed(plugins.MODELS)
     built_in = ARCHITECTURES.get(architecture) or ENCODERS.get(architecture)

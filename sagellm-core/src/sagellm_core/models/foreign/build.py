@@ -106,6 +106,10 @@ def _reasons(kind: type[PreTrainedModel], config: PretrainedConfig) -> Iterator[
         not kind._supports_attention_backend and not kind._is_stateful,
         "its modelling code has attention of its own, not that of the AttentionInterface",
     )
+    yield (
+        getattr(config, "quantization_config", None) is not None,
+        "its weights are quantised, which only architectures with a file here take",
+    )
     types = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENDING)
     yield bool(types), f"it has layers of type {', '.join(types)}"
     # Frequencies that follow from the longest sequence of a step would let one request change another's.

@@ -2,7 +2,8 @@
 
 A few tokens are run through the modelling code as it is, and what attention is called with is written down. Then they
 are run over a paged cache, two sequences in a step and in chunks, and must give the same: modelling code that mixes
-tokens anywhere but in attention, or counts them by itself, would not. Knows nothing of how a model is loaded.
+tokens anywhere but in attention, or counts them by itself, would not. What shows only far beyond a few tokens is not
+found so. Knows nothing of how a model is loaded.
 """
 
 from __future__ import annotations

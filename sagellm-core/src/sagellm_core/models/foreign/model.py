@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from sagellm_core.layers.linear import Sharding
 from sagellm_core.loading.base import Checkpoint
+from sagellm_core.models.base import Rows
 from sagellm_protocol.backend import AttentionPlan, Backend, KVCache, KVSpec
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
@@ -27,11 +27,23 @@ from .build import build, refusal
 logger = logging.getLogger(__name__)
 
 
+class _Hidden(tuple[torch.Tensor, ...]):
+    """Hidden states alone, as bare models give them; whatever else they may give is absent."""
+
+    @property
+    def last_hidden_state(self) -> torch.Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _InPlace(torch.nn.Module):
     """Stands where the bare model stood, and gives back the hidden states it is given."""
 
-    def forward(self, *ignored: Any, inputs_embeds: torch.Tensor, **also_ignored: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, *ignored: Any, inputs_embeds: torch.Tensor, **also_ignored: Any) -> _Hidden:
+        return _Hidden((inputs_embeds,))
 
 
 class Foreign:
@@ -62,9 +74,6 @@ class Foreign:
                 " own code; leave it out",
                 "quantization",
             )
-        logger.warning(
-            "%s has no implementation here and runs through transformers' own code, which is slower", architecture
-        )
         register()
         self._ops = ops
         self._whole = build(checkpoint, ops, like)
@@ -78,6 +87,7 @@ class Foreign:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = f"its modelling code does not run without a cache of its own ({type(error).__name__}: {error})"
             raise refusal(checkpoint, reason) from error
+        logger.warning("%s has no file here and runs through transformers' own code, which is slower", architecture)
 
     def _prepare(self, checkpoint: Checkpoint, dtype: DType) -> None:
         """Find out what layers keep, put attention of ours in, and see that it changes nothing."""
@@ -103,7 +113,9 @@ class Foreign:
         """What each layer with attention keeps of a token."""
         return self._specs
 
-    def forward(self, ids: Any, positions: Any, cache: KVCache, plan: AttentionPlan) -> torch.Tensor:
+    def forward(
+        self, ids: Any, positions: Any, cache: KVCache, plan: AttentionPlan, read: Rows | None = None
+    ) -> torch.Tensor:
         """Compute a step: all its sequences lie one after another in what the modelling code takes for one.
 
         See :meth:`~sagellm_core.models.base.Model.forward`.
@@ -114,7 +126,7 @@ class Foreign:
             hidden: torch.Tensor = self._bare(**whole, use_cache=False)[0]
         finally:
             self._told.now = None  # it holds the cache
-        return hidden[0]
+        return hidden[0] if read is None else self._ops.take_rows(hidden[0], read)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of every token: ``[R, E]`` to ``[R, V]``."""
@@ -124,11 +136,11 @@ class Foreign:
 
 def _take_out(whole: PreTrainedModel) -> torch.nn.Module:
     """The model without its head, in whose place something stands that gives back hidden states."""
-    decoder: Any = whole.get_decoder()
-    bare: torch.nn.Module = whole.base_model if decoder is whole else decoder
-    name = next(name for name, module in whole.named_modules() if module is bare)
-    if not name:
+    candidates = (whole.get_decoder(), whole.base_model, *whole.children())
+    bare = next((found for found in candidates if isinstance(found, PreTrainedModel) and found is not whole), None)
+    if bare is None:
         raise examine.Unsuitable("its bare model cannot be told from its head")
+    name = next(name for name, module in whole.named_modules() if module is bare)
     parent, _, last = name.rpartition(".")
     setattr(whole.get_submodule(parent), last, _InPlace())
     return bare
