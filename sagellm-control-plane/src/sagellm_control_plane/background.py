@@ -7,6 +7,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from sagellm_protocol.logs import unnamed
+
 log = logging.getLogger(__name__)
 
 
@@ -18,7 +20,8 @@ class Background:
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run ``work`` beside the caller."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        # What outlives a request must not log under its name.
+        task: asyncio.Task[Any] = unnamed(lambda: asyncio.get_running_loop().create_task(work, name=name))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

@@ -5,12 +5,16 @@ Knows nothing of how it is honoured.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sagellm_protocol.engine import EngineSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 POOLING = "pooling"
 """Which hidden states become a vector (``mean``, ``cls``, ``last``), in place of what the checkpoint says."""
-OPTIONS = (POOLING,)
+STEP_LOG = "step_log"
+"""Path of a file that gets a line of JSON for each step."""
+OPTIONS = (POOLING, STEP_LOG)
 
 
 def check_options(spec: EngineSpec) -> None:
@@ -29,9 +33,26 @@ def check_options(spec: EngineSpec) -> None:
     from .loading.pooling import chosen_pooling
 
     chosen_pooling(None, pooling_option(spec))
+    step_log_option(spec)
 
 
 def pooling_option(spec: EngineSpec) -> str | None:
     """The pooling that is asked for by name."""
     value = spec.options.get(POOLING)
     return None if value is None else str(value)
+
+
+def step_log_option(spec: EngineSpec) -> Path | None:
+    """Where steps are logged, if they are.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST`` for what is no path.
+    """
+    value = spec.options.get(STEP_LOG)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST, f"step_log is {value!r}; give the path of a file", f"options.{STEP_LOG}"
+        )
+    return Path(value)

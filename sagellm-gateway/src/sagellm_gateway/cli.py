@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from sagellm_protocol import SageLLMError
+from sagellm_protocol.logs import configure
 
 from .loop import run
 from .server import serve
@@ -33,10 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(_parser().parse_args(arguments))
     try:
         settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-        logging.basicConfig(
-            level=logging.DEBUG if settings.log_level == "trace" else settings.log_level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        configure(logging.DEBUG if settings.log_level == "trace" else settings.log_level.upper())
         run(serve(None, settings, lambda url: print(f"serving on {url}", file=sys.stderr, flush=True)))  # noqa: T201
     except SageLLMError as error:
         sys.stderr.write(f"error: {error.message}\n")

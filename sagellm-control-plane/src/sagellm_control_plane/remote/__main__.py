@@ -13,6 +13,7 @@ import sys
 from pydantic import BaseModel, ConfigDict
 
 from sagellm_protocol import EngineSpec, ErrorCode, ErrorInfo, SageLLMError
+from sagellm_protocol.logs import configure
 
 from .loop import run
 from .server import serve_engine
@@ -42,7 +43,7 @@ class Report(BaseModel):
 
 def main() -> int:
     """Serve until told to stop."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    configure(logging.WARNING, "%(levelname)s %(name)s [%(request_id)s]: %(message)s")
     orders = Orders.model_validate_json(sys.stdin.buffer.read())
     told: list[Report] = []
 

@@ -30,6 +30,7 @@ from sagellm_protocol import (
     ScoreRequest,
 )
 from sagellm_protocol.interfaces import Engine
+from sagellm_protocol.logs import name_of, naming
 from sagellm_protocol.remote import (
     EVENT_STREAM_TYPE,
     KEEPALIVE_S,
@@ -143,7 +144,8 @@ class EngineApp:
         async def route(http: HttpRequest) -> Response:
             async def answer() -> BaseModel:
                 message = await self._read(http, model)
-                return await _unless_gone(http, work(message))
+                with naming(name_of(message)):
+                    return await _unless_gone(http, work(message))
 
             return await _answered(http, answer)
 
@@ -178,7 +180,7 @@ class EngineApp:
             return
         stream = Stream(send, EVENT_STREAM_TYPE)
         await stream.open()
-        with self._pulse.follow(stream):
+        with self._pulse.follow(stream), naming(name_of(call.request)):
             relay = asyncio.ensure_future(self._relay(call, stream))
             gone = asyncio.ensure_future(_disconnected(http.receive))
             try:

@@ -13,13 +13,14 @@ from sagellm_core.grammar.store import GrammarStore
 from sagellm_core.loading import open_checkpoint
 from sagellm_core.loading.pooling import read_pooling, settle_pooling
 from sagellm_core.offload.open import shelf_opener
-from sagellm_core.options import pooling_option
+from sagellm_core.options import pooling_option, step_log_option
 from sagellm_protocol.engine import EngineSpec
 
 from .draft import open_draft
 from .loop import EngineCore
 from .sizing import decide_encoder_limits, decide_limits
 from .speculation import DraftPolicy
+from .step_log import StepLog
 
 
 def build_core(spec: EngineSpec, path: Path) -> EngineCore:
@@ -69,6 +70,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     else:
         limits = decide_encoder_limits(spec, max_position_embeddings=positions, device_kind=info.device.kind)
     asked = spec.speculative
+    where = step_log_option(spec)
     return EngineCore(
         executor,
         limits,
@@ -76,4 +78,5 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         grammars=grammars,
         open_shelf=open_shelf,
         drafting=None if asked is None else DraftPolicy(asked.tokens, adaptive=asked.adaptive),
+        step_log=None if where is None else StepLog(where),
     )

@@ -22,6 +22,7 @@ from sagellm_core.offload.offload import Offload
 from sagellm_core.offload.shelf import Shelf
 from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.blocks import BlockHash, root_hash
+from sagellm_protocol.logs import naming
 
 from .block_manager import BlockManager, group_specs
 from .block_pool import Observers
@@ -34,6 +35,7 @@ from .scheduler import Scheduler, Step
 from .sequence import Finish, Sequence, Status
 from .sizing import CoreLimits
 from .speculation import DraftPolicy
+from .step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class _Request:
     kv_tokens: int = 0
     kv_bytes: int = 0
     prompt_logprobs_sent: int = 0
+    name: str | None = None
     grammar: Grammar | None = None  # held, so that it is there whenever a sequence of it is admitted
 
 
@@ -72,6 +75,7 @@ class EngineCore:
         grammars: Compiles what output must follow; the executor has the same. Without it such requests are refused.
         open_shelf: Opens what keeps blocks outside the device, given how they lie.
         drafting: Says how many tokens to draft, where the executor drafts any.
+        step_log: Where each step is noted.
 
     Attributes:
         kv_log: What changes in the prefix cache, and in what is kept outside the device.
@@ -87,12 +91,14 @@ class EngineCore:
         grammars: Grammars | None = None,
         open_shelf: Callable[[BlockLayout], Shelf] | None = None,
         drafting: DraftPolicy | None = None,
+        step_log: StepLog | None = None,
     ) -> None:
         self.limits = limits
         self.kv_log = KVLog()
         self.wake: Callable[[], None] = _nobody_waits
         self._grammars = grammars
         self._drafting = drafting
+        self._step_log = step_log
         self._held = 0
         self._compiled: deque[tuple[int, Future[Grammar]]] = deque()
         self._executor = executor
@@ -191,7 +197,7 @@ class EngineCore:
             sequences.append(sequence)
         if not request.goes_on:
             self._prompt_tokens += length
-        self._enter(number, origin, request.ticket, sequences, request.sampling.grammar)
+        self._enter(number, origin, request.ticket, sequences, request.name, request.sampling.grammar)
 
     def add_pooled(self, request: PoolRequest, origin: Hashable = None) -> None:
         """Take inputs in that are to be read; each ends with its vector.
@@ -226,16 +232,22 @@ class EngineCore:
             sequence.times.added = now
             sequences.append(sequence)
         self._prompt_tokens += sum(map(len, request.inputs))
-        self._enter(number, origin, request.ticket, sequences)
+        self._enter(number, origin, request.ticket, sequences, request.name)
 
     def _root(self, number: int, salt: str | None) -> BlockHash:
         # Without a prefix cache only siblings may share, under a root that is theirs alone.
         return root_hash(self._model_key, None, salt if self._prefix_caching else f"request {number}")
 
     def _enter(
-        self, number: int, origin: Hashable, ticket: int, sequences: list[Sequence], grammar: str | None = None
+        self,
+        number: int,
+        origin: Hashable,
+        ticket: int,
+        sequences: list[Sequence],
+        name: str | None,
+        grammar: str | None = None,
     ) -> None:
-        self._requests[number] = _Request(origin, ticket, sequences, len(sequences))
+        self._requests[number] = _Request(origin, ticket, sequences, len(sequences), name=name)
         self._by_ticket[origin, ticket] = number
         self._stalled = False
         if grammar is not None:
@@ -264,7 +276,8 @@ class EngineCore:
             if problem is None:
                 request.grammar = compiled.result()
             elif not isinstance(problem, GrammarError):
-                logger.error("a grammar could not be compiled", exc_info=problem)
+                with naming(request.name):
+                    logger.error("a grammar could not be compiled", exc_info=problem)
             for sequence in request.sequences:
                 if sequence.status is not Status.HELD:
                     continue
@@ -312,6 +325,7 @@ class EngineCore:
             CoreBroken: Several steps in a row have failed.
         """
         outputs: Outputs = {}
+        started = time.perf_counter()
         step = self._scheduler.schedule()
         if step is None:
             self._stalled = True  # until something leaves or arrives
@@ -327,12 +341,16 @@ class EngineCore:
         try:
             result = self._executor.run(plan).result()
         except Exception as error:  # whatever it is, it is reported to those it happened to
-            logger.exception("step %d failed", plan.step)
+            with naming(self._names(step.rows)):
+                logger.exception("step %d failed", plan.step)
             self._fail(step.rows, plan, error, outputs)
+            if self._step_log is not None:
+                self._step_log.write(step, plan, None, self._load(), (started, began, time.perf_counter()))
             return outputs
         self._failures = 0
+        ran = time.perf_counter()
         if self._offload is not None:
-            self._offload.stepped(plan.num_scheduled, time.perf_counter() - began)
+            self._offload.stepped(plan.num_scheduled, ran - began)
         by_slot = {produced.slot: produced for produced in result.slots}
         if self._drafting is not None:
             self._note_drafts(self._drafting, step, plan, by_slot, self._drafting.clock() - begun)
@@ -341,7 +359,26 @@ class EngineCore:
             step.rows, plan.num_scheduled, drafts, plan.samples, strict=True
         ):
             self._take_in(sequence, scheduled + drafted, samples, by_slot.get(sequence.slot), outputs)
+        if self._step_log is not None:
+            self._step_log.write(step, plan, result, self._load(), (started, began, ran))
         return outputs
+
+    def _load(self) -> dict[str, int]:
+        """What runs, waits and is held, for the log of steps."""
+        scheduler, counts = self._scheduler, self._blocks.counts()
+        return {
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting) + self._held,
+            "free_blocks": counts.free,
+            "cached_blocks": counts.cached,
+            "used_blocks": counts.used,
+            "hit_tokens": self._blocks.hit_tokens,
+        }
+
+    def _names(self, rows: Iterable[Sequence]) -> str | None:
+        """What log lines call the requests of some sequences."""
+        names = dict.fromkeys(self._requests[sequence.request].name for sequence in rows)
+        return ",".join(name for name in names if name is not None) or None
 
     def stats(self) -> CoreStats:
         """Its load now."""
@@ -391,6 +428,8 @@ class EngineCore:
             self._grammars.stop()
         if self._offload is not None:
             self._offload.stop()
+        if self._step_log is not None:
+            self._step_log.close()
         self._executor.stop()
 
     def _open_offload(self, open_shelf: Callable[[BlockLayout], Shelf], observers: Observers) -> Offload:
@@ -419,6 +458,8 @@ class EngineCore:
         sequence.num_scheduled = 0
         if produced is not None and produced.error is not None:
             sequence.finish, sequence.error = Finish.FAILED, produced.error
+            with naming(self._requests[sequence.request].name):
+                logger.error("the sequence in slot %d fails: %s", sequence.slot, produced.error)
             self._end(sequence, outputs)
             return
         output: CoreOutput | None = None

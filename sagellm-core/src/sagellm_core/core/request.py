@@ -23,6 +23,7 @@ class CoreRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         priority: Lower is served sooner.
         cache_salt: Shares prefixes with requests of the same salt only.
         goes_on: The prompt is one that was counted before, and what was made of it.
+        name: What log lines call it.
     """
 
     ticket: int
@@ -33,6 +34,7 @@ class CoreRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     cache_salt: str | None = None
     goes_on: bool = False
+    name: str | None = None
 
 
 class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -43,12 +45,14 @@ class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         inputs: Token ids of each, at least one.
         pooled: How each becomes a vector.
         priority: Lower is served sooner.
+        name: What log lines call it.
     """
 
     ticket: int
     inputs: list[list[int]]
     pooled: list[Pooled]
     priority: int = 0
+    name: str | None = None
 
 
 class Ending(msgspec.Struct, frozen=True, array_like=True):

@@ -173,7 +173,7 @@ class Runner:
             if len(slots) > 1:
                 each = [self._draw(self._ops.take_rows(hidden, [row]), [slot]) for row, slot in enumerate(slots)]
                 return [result for results in each for result in results]
-            logger.exception("no token can be drawn")
+            logger.exception("no token can be drawn for slot %d", slots[0])
             return [SlotResult(slots[0], [], error=f"no token can be drawn: {error}")]
         self._slots.append(slots, drawn.token_ids)
         results = [

@@ -32,6 +32,7 @@ from sagellm_protocol.engine import EngineCapabilities, EngineInfo, EngineSpec, 
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.events import ErrorEvent, StreamEvent, is_terminal
 from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding
+from sagellm_protocol.logs import name_of, naming
 from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, ScoreResponse, Vector
 
@@ -294,7 +295,8 @@ class FrontEngine:
             yield ErrorEvent(request_id=request.request_id, error=error.info())
             return
         except Exception as error:
-            logger.exception("cannot take in request %s", request.request_id)
+            with naming(name_of(request)):
+                logger.exception("cannot take in request %s", request.request_id)
             self._ended[RequestEnding.FAILED] += 1
             what = f"the request could not be taken in: {type(error).__name__}: {error}"
             yield ErrorEvent(request_id=request.request_id, error=SageLLMError(ErrorCode.INTERNAL, what).info())
@@ -412,7 +414,8 @@ class FrontEngine:
             self._ended[RequestEnding.CANCELLED] += 1
             raise
         except Exception as error:
-            logger.exception("cannot take in request %s", request.request_id)
+            with naming(name_of(request)):
+                logger.exception("cannot take in request %s", request.request_id)
             self._ended[RequestEnding.FAILED] += 1
             what = f"the request could not be taken in: {type(error).__name__}: {error}"
             raise SageLLMError(ErrorCode.INTERNAL, what) from error
@@ -481,6 +484,7 @@ class FrontEngine:
                 sampling=sampling,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                name=name_of(request),
             )
         )
         self._note(job, left_s)
@@ -501,7 +505,7 @@ class FrontEngine:
         left_s = self._time_left(request, queued_s)
         job = PooledJob(request, next(self._tickets), [len(one.ids) for one in inputs])
         pooled = [msgspec.structs.replace(how, second=one.second) for one in inputs]
-        link.pool(PoolRequest(job.ticket, [one.ids for one in inputs], pooled, request.priority))
+        link.pool(PoolRequest(job.ticket, [one.ids for one in inputs], pooled, request.priority, name_of(request)))
         self._note(job, left_s)
         return job
 
@@ -511,6 +515,9 @@ class FrontEngine:
             job.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, job)
         self._jobs[job.ticket] = self._by_id[job.request.request_id] = job
         self._idle.clear()
+        if logger.isEnabledFor(logging.DEBUG):
+            with naming(name_of(job.request)):
+                logger.debug("request %s goes to the core as ticket %d", job.request.request_id, job.ticket)
 
     def _time_left(self, request: Request | EmbedRequest | ScoreRequest, queued_s: float) -> float | None:
         if request.slo is None or request.slo.deadline_ms is None:
@@ -529,7 +536,8 @@ class FrontEngine:
         try:
             enough = job.take(output)
         except Exception as error:
-            logger.exception("cannot make events of request %s", job.request.request_id)
+            with naming(name_of(job.request)):
+                logger.exception("cannot make events of request %s", job.request.request_id)
             self._fail(job, SageLLMError(ErrorCode.INTERNAL, f"the output cannot be told: {error}"))
             return
         if isinstance(job, SearchJob):
@@ -579,6 +587,9 @@ class FrontEngine:
             self._jobs.pop(ticket, None)
         assert job.outcome is not None
         self._ended[job.outcome] += 1
+        if logger.isEnabledFor(logging.DEBUG):
+            with naming(name_of(job.request)):
+                logger.debug("request %s ended: %s", job.request.request_id, job.outcome.value)
         del self._by_id[job.request.request_id]
         if not self._jobs:
             self._idle.set()

@@ -15,6 +15,7 @@ from sagellm_core.core.sequence import Finish
 from sagellm_core.tokenizer import Tokenizer
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.interfaces import RenderedPrompt
+from sagellm_protocol.logs import name_of
 from sagellm_protocol.metrics import Metrics
 from sagellm_protocol.requests import Request
 from sagellm_protocol.sampling import SamplingParams
@@ -125,6 +126,7 @@ class SearchJob(Job):
                     priority=request.priority,
                     cache_salt=request.cache_salt,
                     goes_on=bool(beam.tokens),
+                    name=name_of(request),
                 )
             )
         self._rows = [None] * len(asked)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import os
 import select
 import shutil
@@ -41,6 +40,8 @@ def main() -> int:
     sys.path[:] = place["path"]
     if place["prepare"] is not None:
         _named(place["prepare"])()
+    from sagellm_protocol.logs import configure  # the path is the parent's from here on
+
     line = sys.stdin.buffer.readline()
     if not line:
         return PARENT_GONE
@@ -48,7 +49,7 @@ def main() -> int:
     threading.Thread(
         target=_end_with_parent, args=(os.getppid(), Path(task["folder"])), name="lifeline", daemon=True
     ).start()
-    logging.basicConfig(level=task["log_level"], format="%(levelname)s %(name)s: %(message)s")
+    configure(task["log_level"], "%(levelname)s %(name)s [%(request_id)s]: %(message)s")
     return _serve(task)
 
 

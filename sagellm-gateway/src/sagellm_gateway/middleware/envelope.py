@@ -15,6 +15,7 @@ from sagellm_gateway.errors import error_response
 from sagellm_gateway.lifecycle import ClientGoneError
 from sagellm_gateway.metrics import Meters
 from sagellm_protocol import ErrorCode, SageLLMError
+from sagellm_protocol.logs import naming
 
 HEADER = "x-request-id"
 UNMATCHED = "unmatched"
@@ -57,11 +58,13 @@ class Envelope:
 
         self._meters.http_in_flight.inc()
         try:
-            await self._app(scope, receive, answer)
+            with naming(request_id):
+                await self._app(scope, receive, answer)
         except ClientGoneError:
             pass  # nobody is there to be told; the count says so
         except Exception:  # noqa: BLE001 - the one place that catches all: a caller must be answered, and the log know
-            _log.exception("request %s %s %s failed", request_id, scope["method"], scope["path"])
+            with naming(request_id):
+                _log.exception("request %s %s %s failed", request_id, scope["method"], scope["path"])
             if not status:
                 sorry = SageLLMError(
                     ErrorCode.INTERNAL, f"an internal error; the server's log tells more under request id {request_id}"

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from sagellm_protocol import SageLLMError
+from sagellm_protocol.logs import configure
 
 from . import chat, doctor, engine, models, run, serve, version
 from .console import error_console
@@ -51,7 +52,7 @@ def _common(
 ) -> None:
     if debug:
         os.environ["SAGELLM_DEBUG"] = "1"
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        configure()
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.DEBUG)
 

@@ -216,6 +216,13 @@ ENGINE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
         Annotated[int | None, typer.Option(min=1, help="Threads to compute with.", show_default=False)],
         None,
     ),
+    "step_log": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="FILE", help="Write a line of JSON for each step.", show_default=False),
+        ],
+        None,
+    ),
     "option": (
         Annotated[
             list[str] | None,
@@ -245,7 +252,7 @@ SAMPLING_OPTIONS: Mapping[str, tuple[Any, Any]] = {
 }
 
 
-_RENAMED = {"served_model_name", "kv_cache_memory", "kv_offload_memory", "kv_offload_disk", "option"}
+_RENAMED = {"served_model_name", "kv_cache_memory", "kv_offload_memory", "kv_offload_disk", "step_log", "option"}
 """Options whose fields are named otherwise."""
 _OF_SPECULATION = {"speculative", "speculative_model", "num_speculative_tokens"}
 """Options that make one field together."""
@@ -263,6 +270,9 @@ def engine_spec(values: Mapping[str, Any], model: str | None = None) -> EngineSp
     """
     engine = values["engine"]
     fields = {name: values[name] for name in values if name not in _RENAMED | _OF_SPECULATION}
+    options = dict(_option(text) for text in values["option"] or ())
+    if values["step_log"] is not None:
+        options["step_log"] = values["step_log"]
     fields |= {
         "model": model or (MOCK if engine == MOCK else DEFAULT_MODEL),
         "served_names": tuple(values["served_model_name"] or ()),
@@ -270,7 +280,7 @@ def engine_spec(values: Mapping[str, Any], model: str | None = None) -> EngineSp
         "kv_offload_memory_bytes": values["kv_offload_memory"],
         "kv_offload_disk_bytes": values["kv_offload_disk"],
         "speculative": _speculation(values),
-        "options": dict(_option(text) for text in values["option"] or ()),
+        "options": options,
     }
     return _validated(EngineSpec, fields)
 
