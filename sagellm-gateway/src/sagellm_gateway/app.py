@@ -63,6 +63,8 @@ def create_app(control_plane: ControlPlane | None = None, settings: GatewaySetti
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Newer frameworks make spans of their own, which would stand beside ours; older ones know no such setting.
+        telemetry={"tracing": False, "operation_spans": False},
         middleware=list(_layers(settings, lifecycle, meters)),
         exception_handlers={SageLLMError: _refused, HTTPException: _http_error},
     )

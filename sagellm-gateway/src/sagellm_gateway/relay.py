@@ -23,6 +23,7 @@ from sagellm_protocol import (
     StartEvent,
     Usage,
 )
+from sagellm_protocol.tracing import traced
 
 from .metrics import Meters
 from .openai.chunks import Chunks
@@ -49,7 +50,7 @@ class Relay:
         Raises:
             SageLLMError: As the request ended; ``ENGINE_FAILED`` when its stream stopped without an end.
         """
-        events = self._plane.submit(request)
+        events = self._plane.submit(traced(request))
         with self._meters.request(request.model) as meter:
             try:
                 async for event in events:

@@ -5,9 +5,11 @@ Knows nothing of API dialects (a gateway translates), nor of how a prompt become
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     JsonValue,
@@ -22,7 +24,16 @@ from .blocks import KVTransferTicket
 from .sampling import SamplingParams, TokenId
 
 Name = Annotated[str, Field(min_length=1, max_length=512)]
+TRACEPARENT = r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+"""W3C Trace Context's ``traceparent``, version 00."""
 RequestId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _traceparent(value: str) -> str:
+    # Not a pattern of pydantic's, whose expressions cannot look ahead.
+    if re.fullmatch(TRACEPARENT, value) is None:
+        raise ValueError(f"{value!r:.80} is no traceparent of W3C's version 00")
+    return value
 
 
 class TextPart(Ask):
@@ -143,6 +154,8 @@ class _Routed(Ask):
     """Unique among the requests in flight at whoever receives it; each hop mints its own for each attempt."""
     trace_id: str | None = None
     """Stays the same across hops and attempts."""
+    traceparent: Annotated[str, AfterValidator(_traceparent)] | None = None
+    """Span that this request is a part of, in W3C's form."""
     model: Name
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     """Lower is served sooner."""

@@ -25,7 +25,7 @@ from sagellm_core.tokenizer import load_tokenizer
 from sagellm_core.tokenizer.inputs import Encoded
 from sagellm_core.transport.base import CoreClient
 from sagellm_core.transport.messages import KVChanges, Ready
-from sagellm_protocol import features
+from sagellm_protocol import features, tracing
 from sagellm_protocol.blocks import KVEventBatch
 from sagellm_protocol.devices import DeviceInfo
 from sagellm_protocol.engine import EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
@@ -47,6 +47,7 @@ from .pooled import PooledJob, Values, cosines
 from .renderer import OFFLOAD_CHARACTERS, PromptRenderer
 from .sampling import choice_seeds, resolve_sampling
 from .search import SearchJob, search_of, tickets_of
+from .spans import span_of
 
 logger = logging.getLogger(__name__)
 
@@ -587,6 +588,8 @@ class FrontEngine:
             self._jobs.pop(ticket, None)
         assert job.outcome is not None
         self._ended[job.outcome] += 1
+        if isinstance(job, Job) and tracing.enabled():
+            tracing.record(span_of(job), job.request.traceparent)
         if logger.isEnabledFor(logging.DEBUG):
             with naming(name_of(job.request)):
                 logger.debug("request %s ended: %s", job.request.request_id, job.outcome.value)

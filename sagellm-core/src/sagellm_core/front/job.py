@@ -61,6 +61,7 @@ class Job:
         self._tokenizer = tokenizer
         self._queued_s = queued_s
         self._sent_s = time.monotonic()
+        self._finished_s: float | None = None
         self._beginning: Beginning | None = None
         self._prompt_logprobs: list[CoreLogprob] = []
         self._started = False
@@ -115,7 +116,7 @@ class Job:
         """End it with an error, unless it has ended."""
         if self.outcome is None:
             self._close(RequestEnding.of(error.code))
-            self._put(ErrorEvent(request_id=self.request.request_id, error=error.info(), usage=self._usage()))
+            self._put(ErrorEvent(request_id=self.request.request_id, error=error.info(), usage=self.usage()))
 
     def _refusal(self, reason: str) -> SageLLMError:
         param = None if self._constraint is None else self._constraint.param
@@ -128,6 +129,7 @@ class Job:
 
     def _close(self, outcome: RequestEnding) -> None:
         self.outcome = outcome
+        self._finished_s = time.monotonic()
         if self.expiry is not None:
             self.expiry.cancel()
 
@@ -165,21 +167,29 @@ class Job:
         if self.outcome is not None:
             return
         self._close(RequestEnding.COMPLETED)
-        finished_s = time.monotonic()
+        assert self._finished_s is not None
         self._put(
             EndEvent(
                 request_id=self.request.request_id,
                 choices=tuple(choice.end() for choice in self._choices),
-                usage=self._usage(),
-                metrics=self._metrics(finished_s),
-                timestamps=Timestamps(
-                    queued=self._queued_s,
-                    scheduled=self._scheduled_s,
-                    first_token=self._first_token_s,
-                    finished=finished_s,
-                ),
+                usage=self.usage(),
+                metrics=self._metrics(self._finished_s),
+                timestamps=self.times(),
             )
         )
+
+    def times(self) -> Timestamps:
+        """When it reached its stations, as far as it has."""
+        return Timestamps(
+            queued=self._queued_s,
+            scheduled=self._scheduled_s,
+            first_token=self._first_token_s,
+            finished=self._finished_s,
+        )
+
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Of its choices, once it is completed."""
+        return tuple(choice.end().finish_reason.value for choice in self._choices)
 
     @property
     def _scheduled_s(self) -> float | None:
@@ -190,7 +200,8 @@ class Job:
     def _first_token_s(self) -> float | None:
         return min((choice.first_s for choice in self._choices if choice.first_s is not None), default=None)
 
-    def _usage(self) -> Usage:
+    def usage(self) -> Usage:
+        """Tokens counted until now."""
         return Usage(
             prompt_tokens=len(self._prompt.token_ids),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
@@ -199,7 +210,7 @@ class Job:
         )
 
     def _metrics(self, finished_s: float) -> Metrics:
-        usage = self._usage()
+        usage = self.usage()
         endings = [choice.ending for choice in self._choices if choice.ending is not None]
         timed = [
             (choice.last_s - choice.first_s, choice.num_tokens - 1)

@@ -11,6 +11,7 @@ from sagellm_gateway.openai.body import parse
 from sagellm_gateway.openai.embeddings import NAMES, EmbeddingBody, embeddings_answer
 from sagellm_gateway.openai.head import mint
 from sagellm_protocol.features import EMBED
+from sagellm_protocol.tracing import traced
 
 from .base import attended, json_body, takes, worded
 
@@ -28,6 +29,6 @@ async def embeddings(request: Request) -> Response:
         return await attended(
             gateway,
             request,
-            gateway.plane.embed(wanted),
+            gateway.plane.embed(traced(wanted)),
             lambda response: embeddings_answer(response, body.encoding_format),
         )

@@ -22,6 +22,7 @@ from sagellm_gateway.openai.rerank import (
 )
 from sagellm_protocol import ScoreRequest, ScoreResponse
 from sagellm_protocol.features import SCORE
+from sagellm_protocol.tracing import traced
 
 from .base import attended, json_body, takes, worded
 
@@ -42,7 +43,7 @@ async def _scored(
     wanted = body.request(model, mint(prefix), trace_of(request), gateway.settings.max_embedding_inputs)
     with worded(names):
         return await attended(
-            gateway, request, gateway.plane.score(wanted), lambda response: say(response, body, wanted)
+            gateway, request, gateway.plane.score(traced(wanted)), lambda response: say(response, body, wanted)
         )
 
 

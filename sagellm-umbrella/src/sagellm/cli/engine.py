@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sagellm.components import component
+from sagellm.tracing import exporting
 
 from .console import error_console, print_json
 from .fetch import fetch
@@ -17,6 +18,7 @@ from .options import (
     JsonOption,
     ModelArgument,
     PortOption,
+    TracesOption,
     engine_spec,
     takes,
 )
@@ -31,6 +33,7 @@ def engine(
     api_key: Annotated[
         str | None, typer.Option(envvar="SAGELLM_API_KEY", help="Key that callers must send.", show_default=False)
     ] = None,
+    otlp_traces_endpoint: TracesOption = None,
     drain: DrainOption = 30,
     as_json: JsonOption = False,
     *,
@@ -56,4 +59,5 @@ def engine(
     with activity("starting …") as report:
         fetch(spec, report)
     run = component("sagellm_control_plane.remote.loop").run
-    run(server.serve_engine(spec, host, port, api_key, drain_s=drain, on_ready=announce))
+    with exporting(otlp_traces_endpoint):
+        run(server.serve_engine(spec, host, port, api_key, drain_s=drain, on_ready=announce))

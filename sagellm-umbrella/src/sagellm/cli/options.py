@@ -36,6 +36,14 @@ PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen 
 DrainOption = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="Time that running requests have when it is stopped.")
 ]
+TracesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Send OpenTelemetry's spans there, as http://localhost:4318/v1/traces.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object with the address once it serves.")]
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sagellm.components import component
+from sagellm.tracing import exporting
 from sagellm_protocol import ControlPlane, EngineSpec, plugins
 
 from .console import error_console, print_json
@@ -20,6 +21,7 @@ from .options import (
     JsonOption,
     ModelArgument,
     PortOption,
+    TracesOption,
     engine_spec,
     takes,
 )
@@ -42,6 +44,7 @@ def serve(
     attach_key: Annotated[
         str | None, typer.Option(envvar="SAGELLM_ENGINE_KEY", help="Key of those servers.", show_default=False)
     ] = None,
+    otlp_traces_endpoint: TracesOption = None,
     policy: Annotated[str, typer.Option(help="Order of the queue.")] = "fifo",
     routing: Annotated[str, typer.Option(help="How an engine is chosen.")] = "least_load",
     max_queued: Annotated[int, typer.Option(min=0, help="Most requests that may wait.")] = 1024,
@@ -70,7 +73,8 @@ def serve(
     )
     spec = engine_spec(engine_options, model) if model is not None or not attach else None
     run = component("sagellm_gateway.loop").run
-    run(_serve(server, plane, settings, spec, [(url, attach_key) for url in attach or ()], as_json))
+    with exporting(otlp_traces_endpoint):
+        run(_serve(server, plane, settings, spec, [(url, attach_key) for url in attach or ()], as_json))
 
 
 async def _serve(
