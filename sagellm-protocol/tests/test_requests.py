@@ -36,6 +36,7 @@ def test_one_stop_string_stands_for_itself() -> None:
     [
         ({"prompt_token_ids": [1]}, "prompt, prompt_token_ids"),
         ({"sampling": {"stop": [""]}}, "cannot be empty"),
+        ({"traceparent": "00-" + "0" * 32 + "-b7ad6b7169203331-01"}, "no traceparent"),
         ({"sampling": {"beam_width": 2, "n": 3}}, "n (3) is larger than beam_width (2)"),
         ({"sampling": {"beam_width": 2, "top_k": 5}}, "top_k (5)"),
         ({"sampling": {"beam_width": 2, "min_p": 0.5}}, "min_p (0.5)"),

@@ -22,6 +22,7 @@ from sagellm_protocol import (
     EngineStats,
     ErrorCode,
     ErrorEvent,
+    Metrics,
     PlaneStatus,
     StartEvent,
     StreamEvent,
@@ -94,6 +95,15 @@ class Meters:
         )
         self.whole = histogram("e2e_request_latency_seconds", "Request received to answer complete.", _WHOLE)
         self.queue = histogram("request_queue_time_seconds", "Waited in the engine, by its own account.", _WHOLE)
+        self.inference = histogram(
+            "request_inference_time_seconds", "First scheduled to complete, by the engine's account.", _WHOLE
+        )
+        self.prefill = histogram(
+            "request_prefill_time_seconds", "First scheduled to first token, by the engine's account.", _WHOLE
+        )
+        self.decode = histogram(
+            "request_decode_time_seconds", "First token to complete, by the engine's account.", _WHOLE
+        )
         self.prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
         self.generation = histogram("request_generation_tokens", "Tokens produced for a request.", _TOKENS)
         self.endings = Counter(
@@ -192,13 +202,24 @@ class RequestMeter:
         meters.whole.labels(model).observe(now - self._began)
         meters.prompt.labels(model).observe(event.usage.prompt_tokens)
         meters.generation.labels(model).observe(event.usage.completion_tokens)
-        if event.metrics.queue_ms is not None:
-            meters.queue.labels(model).observe(event.metrics.queue_ms / 1000)
+        self._phases(event.metrics)
         each = event.usage.completion_tokens / max(1, len(event.choices))
         if self._first is not None and each > 1:
             meters.per_token.labels(model).observe((now - self._first) / (each - 1))
         for choice in event.choices:
             self._count(choice.finish_reason.value)
+
+    def _phases(self, told: Metrics) -> None:
+        """Where the engine's time went; what it does not tell has no figure."""
+        meters, model = self._meters, self._model
+        if told.queue_ms is not None:
+            meters.queue.labels(model).observe(told.queue_ms / 1000)
+        if told.queue_ms is not None and told.e2e_ms is not None:
+            meters.inference.labels(model).observe((told.e2e_ms - told.queue_ms) / 1000)
+        if told.queue_ms is not None and told.ttft_ms is not None:
+            meters.prefill.labels(model).observe((told.ttft_ms - told.queue_ms) / 1000)
+        if told.ttft_ms is not None and told.e2e_ms is not None:
+            meters.decode.labels(model).observe((told.e2e_ms - told.ttft_ms) / 1000)
 
     def _count(self, reason: str) -> None:
         model = self._model if self._model in self._meters.served else UNKNOWN
