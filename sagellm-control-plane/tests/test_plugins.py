@@ -15,22 +15,20 @@ from sagellm_protocol import EndEvent, SageLLMError, plugins
 TOY = """
 import random
 from sagellm_control_plane.launchers.local import LocalLauncher
-from sagellm_control_plane.policies import Preference
+from sagellm_control_plane.policies import Policy
+from sagellm_control_plane.routing import Router
 
 started = []
 
-class NewestFirst:
-    timeless = True
-    def key(self, waiting, scene):
-        return (-waiting.number,)
-    def preference(self, waiting, scene):
-        return Preference.BALANCE
+class NewestFirst(Policy):
+    def key(self, request, scene):
+        return (-request.number,)
     def reason(self, scene):
         return "newest_first: last come, first served"
 
-class Last:
-    def choose(self, request, engines, now, rng):
-        return engines[-1]
+class Last(Router):
+    def choose(self, request, board, rows, now, rng):
+        return int(rows[-1])
 
 class Noting(LocalLauncher):
     async def start(self, spec, engine_id):

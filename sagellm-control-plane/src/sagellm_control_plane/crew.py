@@ -100,7 +100,8 @@ class Crew:
                 with anyio.CancelScope(shield=True):
                     await free(member, self._settings.stop_timeout_s)
                 raise SageLLMError(ErrorCode.CANCELLED, f"engine {member.engine_id} was stopped while it started")
-        member.failures, member.last_heard, member.load.foreign_tokens = 0, time.time(), 0
+        member.failures, member.last_heard = 0, time.time()
+        member.load.forget_foreign()
         member.learn(self._settings.default_capacity, self._settings.slack)
         self._fleet.rename(member, member.engine.info.served_names or member.names)
         member.become(EngineState.READY)
@@ -189,6 +190,7 @@ class Crew:
         member.become(EngineState.ERROR, reason)
         # What it last told of its load is no longer so.
         member.stats = None
+        self._dispatcher.cache_lost(member)
         member.restarting = self.may_restart(member)
         member.poke.set()
         loss = SageLLMError(ErrorCode.ENGINE_FAILED, f"engine {member.engine_id} died: {reason}")

@@ -1,6 +1,6 @@
 """Who goes where: gives waiting requests their engines. Synchronous; what it decides is carried out by those who wait.
 
-Knows nothing of how engines are reached.
+Knows nothing of how engines are reached. Decisions are made in :mod:`.scheduling`; here they meet futures and members.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from sagellm_protocol import ErrorCode, SageLLMError
+from sagellm_protocol import ErrorCode, KVEventBatch, SageLLMError
 from sagellm_protocol.features import refuse_unknown
 
 from .fleet import Fleet, Member
-from .policies import Policy, Preference, Scene
-from .routing import Cheapest, LowestLatency, Router
+from .policies import Policy
+from .routing import Router
+from .scheduling import Scheduler
 from .ticket import Stage, Ticket
 from .waiting import WaitQueue
 
@@ -34,8 +35,7 @@ class Dispatcher:
     def __init__(
         self, fleet: Fleet, policy: Policy, router: Router, clock: Callable[[], float], rng: random.Random
     ) -> None:
-        self.queue = WaitQueue(policy)
-        self.router = router
+        self.scheduler: Scheduler[Ticket] = Scheduler(fleet.board, fleet, policy, router, rng)
         self.placed = 0
         """Requests that have an engine."""
         self.placements = 0
@@ -48,36 +48,79 @@ class Dispatcher:
         """Lengths of the queue as each arrival found it, summed."""
         self._fleet = fleet
         self._clock = clock
-        self._rng = rng
-        self._preferred: dict[Preference, Router] = {Preference.LATENCY: LowestLatency(), Preference.COST: Cheapest()}
+        fleet.watched_by(self)
+
+    @property
+    def queue(self) -> WaitQueue[Ticket]:
+        """What waits."""
+        return self.scheduler.queue
 
     def enqueue(self, ticket: Ticket) -> None:
         """Let a request wait for its turn, and place what can be placed.
 
         Raises:
-            SageLLMError: Nothing here can serve it, now or before long.
+            SageLLMError: Nothing here can serve it, now or before long; ``QUEUE_FULL`` when the policy foresees that
+                its deadline would pass.
         """
         self._check_hope(ticket)
+        now = self._clock()
+        refusal = self.scheduler.admit(ticket, now) if ticket.failed_attempts == 0 else None
+        if refusal is not None:
+            raise SageLLMError(ErrorCode.QUEUE_FULL, refusal.reason, retry_after_s=round(refusal.retry_after_s, 1))
         ticket.stage = Stage.QUEUED
         ticket.turn = asyncio.get_running_loop().create_future()
         self.arrivals += 1
         self.queue_seen += len(self.queue)
-        self.queue.add(ticket, self._scene())
+        self.scheduler.enqueue(ticket, now)
         self.pump()
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a request out of the queue and off its engine, wherever it is, and let others move up."""
-        self.queue.remove(ticket)
+        now = self._clock()
+        self.scheduler.drop(ticket, now)
         member = ticket.member
         if member is None:
             return
-        member.load.leave(ticket.sequences, ticket.placed_tokens, ticket.produced_tokens, ticket.begun, self._clock())
+        member.load.leave(ticket.sequences, ticket.placed_tokens, ticket.produced_tokens, ticket.begun, now)
         del member.tickets[ticket.number]
         if not member.tickets:
             member.emptied.set()
+        if member.row is not None:
+            self.scheduler.observers.tell("left", ticket, member.row, now)
         ticket.member, ticket.begun, ticket.produced_tokens = None, False, 0
         self.placed -= 1
         self.pump()
+
+    def began(self, ticket: Ticket, member: Member, waited_s: float) -> None:
+        """A request's answer has begun, so long after it was sent."""
+        member.load.begin(ticket.placed_tokens, waited_s)
+        if member.row is not None:
+            self.scheduler.observers.tell("began", ticket, member.row, self._clock())
+
+    def produced(self, ticket: Ticket, member: Member, tokens: int) -> None:
+        """A request's answer has grown."""
+        member.load.produce(tokens)
+        if member.row is not None:
+            for call in self.scheduler.observers.calls("produced"):
+                call(ticket, member.row, tokens, self._clock())
+
+    def cache_changed(self, member: Member, batch: KVEventBatch) -> None:
+        """An engine told what its prefix cache holds."""
+        if member.row is not None:
+            self.scheduler.observers.tell("cache_changed", member.row, batch)
+
+    def joined(self, row: int) -> None:
+        """An engine took a row of the board."""
+        self.scheduler.observers.tell("joined", row, self._fleet.board)
+
+    def gone(self, row: int) -> None:
+        """Its row was taken back."""
+        self.scheduler.observers.tell("gone", row)
+
+    def cache_lost(self, member: Member) -> None:
+        """An engine will start anew with an empty cache."""
+        if member.row is not None:
+            self.scheduler.observers.tell("cache_lost", member.row)
 
     def pump(self) -> None:
         """Place what can be placed. Call after room was made or an engine became ready."""
@@ -85,8 +128,7 @@ class Dispatcher:
             return
         began, before = self._clock(), self.placements
         self.longest_queue = max(self.longest_queue, len(self.queue))
-        scene = self._scene()
-        self.queue.place(scene, self._room, lambda ticket: self._place(ticket, scene))
+        self.scheduler.round(began, self._book)
         if self.placements > before:
             self.deciding_s += self._clock() - began
 
@@ -96,71 +138,42 @@ class Dispatcher:
             try:
                 self._check_hope(ticket)
             except SageLLMError as error:
-                self.queue.remove(ticket)
+                self.scheduler.drop(ticket, self._clock())
                 ticket.interrupt(error, final=False)
         self.pump()
 
     def free_places(self, name: str) -> int:
         """Sequences that the engines of a model could take now."""
-        ready = (member for member in self._fleet.serving(name) if member.ready)
-        return sum(max(0, member.capacity - member.load.sequences) for member in ready)
+        board, rows = self._fleet.board, self._fleet.rows(name)
+        free = board.capacity[rows] - board.sequences[rows]
+        return int(free[board.ready[rows] & (free > 0)].sum())
 
     def reason(self) -> str:
         """The order in force, and why."""
-        return self.queue.policy.reason(self._scene())
+        return self.queue.policy.reason(self.scheduler.scene(self._clock()))
 
     def use(self, policy: Policy) -> None:
         """Order by another policy from now on."""
-        self.queue.reorder(policy, self._scene())
+        for row in self._fleet.board.live_rows():
+            policy.joined(row, self._fleet.board)
+        self.scheduler.use(policy, self._clock())
 
     def _check_hope(self, ticket: Ticket) -> None:
         serving = self._fleet.serving(ticket.request.model)
         if not any(member.hopeful and member.could_serve(ticket) for member in serving):
             raise why_not(ticket, serving, self._fleet.names())
 
-    def _scene(self) -> Scene:
-        if self.queue.policy.timeless:
-            return Scene(self._clock())
-        ready = [member for member in self._fleet if member.ready]
-        loads = [member.load.sequences / member.capacity for member in ready]
-        return Scene(
-            now=self._clock(),
-            mean_load=sum(loads) / len(loads) if loads else 0.0,
-            urgent_waiting=any(ticket.priority < 0 for ticket in self.queue),
-            deadlines_waiting=any(ticket.deadline is not None for ticket in self.queue),
-        )
-
-    def _room(self, name: str) -> bool:
-        return any(member.has_room(1) and member.ready for member in self._fleet.serving(name))
-
-    def _place(self, ticket: Ticket, scene: Scene) -> bool:
-        if ticket.turn is None or ticket.turn.done():
-            return False
-        free = [
-            member
-            for member in self._fleet.serving(ticket.request.model)
-            if member.has_room(ticket.sequences) and member.could_serve(ticket) and member.ready
-        ]
-        if not free:
-            return False
-        trusted = [member for member in free if not member.suspect] or free
-        member = self._choose(ticket, trusted, scene)
+    def _book(self, ticket: Ticket, row: int) -> None:
+        member, now = self._fleet.at(row), self._clock()
+        assert ticket.turn is not None
         ticket.member, ticket.stage, ticket.placed_tokens = member, Stage.RUNNING, ticket.prompt_tokens
-        ticket.placed_at, ticket.served_by = scene.now, member.engine_id
+        ticket.placed_at, ticket.served_by = now, member.engine_id
         member.tickets[ticket.number] = ticket
         member.emptied.clear()
-        member.load.place(ticket.sequences, ticket.placed_tokens, scene.now)
+        member.load.place(ticket.sequences, ticket.placed_tokens, now)
         self.placed += 1
         self.placements += 1
         ticket.turn.set_result(member)
-        return True
-
-    def _choose(self, ticket: Ticket, free: Sequence[Member], scene: Scene) -> Member:
-        for member in free:
-            if member.engine_id == ticket.hints.prefer_engine:
-                return member
-        router = self._preferred.get(self.queue.policy.preference(ticket, scene), self.router)
-        return router.choose(ticket, free, scene.now, self._rng)
 
 
 def why_not(ticket: Ticket, serving: Sequence[Member], names: Sequence[str]) -> SageLLMError:

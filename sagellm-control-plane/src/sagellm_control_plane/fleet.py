@@ -10,8 +10,10 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import anyio
+import numpy as np
 
 from sagellm_protocol import (
     EngineCapabilities,
@@ -29,6 +31,7 @@ from sagellm_protocol import (
 )
 from sagellm_protocol.interfaces import Engine
 
+from .board import UNBOUNDED, UNKNOWN, Board, Flags, Place, Role, Rows
 from .interruptible import Interruptible
 from .load import Load
 from .ticket import RenderKey, Ticket
@@ -60,9 +63,13 @@ class Attached:
     api_key: str | None = field(default=None, repr=False)
 
 
+_SHOWN = frozenset({"state", "engine", "told", "failures", "capacity", "capabilities", "role", "weight"})
+"""What of a member the board shows beside its load."""
+
+
 @dataclass(eq=False)
 class Member:
-    """One engine of the plane."""
+    """One engine of the plane. Whoever changes it need not think of the board, which follows."""
 
     engine_id: str
     origin: Launched | Attached
@@ -111,6 +118,49 @@ class Member:
     """Equal for engines that read the same tokens out of a request."""
     capabilities: EngineCapabilities = field(default_factory=EngineCapabilities)
     mock: bool = False
+    role: Role = Role.BOTH
+    """Which part of a request's work it takes."""
+    weight: float = 1.0
+    """Its share of requests where routing goes by weights."""
+    place: Place | None = None
+    """Where it runs, if that is known when it is added."""
+    board: Board | None = None
+    """While it belongs to a fleet."""
+    row: int | None = None
+    """Its row there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in _SHOWN and getattr(self, "row", None) is not None:
+            self._show()
+            if name == "capabilities" and self.board is not None:
+                self.board.version += 1
+
+    def show_on(self, board: Board | None, row: int | None) -> None:
+        """Keep a board's row up to date from now on, or with ``None`` no longer."""
+        self.board, self.row = board, row
+        if board is None or row is None:
+            self.load.board = None
+            return
+        self.load.show_on(board, row)
+        self._show()
+
+    def _show(self) -> None:
+        board, row = self.board, self.row
+        assert board is not None
+        assert row is not None
+        known = self.capabilities
+        cached = known.total_blocks * known.block_size if known.total_blocks and known.block_size else UNKNOWN
+        board.ready[row], board.suspect[row] = self.ready, self.suspect
+        board.describe(
+            row,
+            capacity=self.capacity,
+            devices=self.devices,
+            max_len=known.max_model_len or UNBOUNDED,
+            cache_tokens=cached,
+            role=self.role,
+            weight=self.weight,
+        )
 
     def become(self, state: EngineState, error: str | None = None) -> None:
         """Move to ``state``; a move that the life of an engine does not allow is our own mistake."""
@@ -158,7 +208,9 @@ class Member:
         """Take in what the engine says of itself, once it runs and whenever it was looked at."""
         assert self.engine is not None
         info = self.engine.info
-        self.told, self.capabilities, self.mock = info.state, info.capabilities, info.mock
+        self.told, self.mock = info.state, info.mock
+        if info.capabilities != self.capabilities:
+            self.capabilities = info.capabilities
         self.render_key = (info.model_key or f"{info.engine}:{info.model}", info.capabilities.block_size)
         limit = self.capabilities.max_num_seqs
         self.capacity = default_capacity if limit is None else limit + math.ceil(limit * slack)
@@ -188,38 +240,6 @@ class Member:
             in_flight=len(self.tickets),
         )
 
-    # What routers read.
-
-    @property
-    def sequences(self) -> int:
-        """Sequences this plane has there."""
-        return self.load.sequences
-
-    @property
-    def queued_tokens(self) -> int:
-        """Prompt tokens sent whose answer has not begun."""
-        return self.load.queued_tokens
-
-    @property
-    def held_tokens(self) -> int:
-        """Tokens of the answers under way."""
-        return self.load.held_tokens
-
-    @property
-    def foreign_tokens(self) -> int:
-        """Tokens queued and held on behalf of others."""
-        return self.load.foreign_tokens
-
-    @property
-    def latency_s(self) -> float | None:
-        """Mean time to the first token of late."""
-        return self.load.latency_s
-
-    @property
-    def throughput_tps(self) -> float | None:
-        """Output tokens a second of late."""
-        return self.load.throughput_tps
-
     @property
     def devices(self) -> int:
         """Devices it occupies, as far as the plane knows."""
@@ -229,10 +249,30 @@ class Member:
         return spec.tensor_parallel * spec.pipeline_parallel * spec.data_parallel
 
 
+class Watcher(Protocol):
+    """Is told which rows of the board belong to engines."""
+
+    def joined(self, row: int) -> None:
+        """An engine took a row."""
+        ...
+
+    def gone(self, row: int) -> None:
+        """Its row was taken back."""
+        ...
+
+
 class Fleet:
-    """Engines by id and by the names they serve."""
+    """Engines by id and by the names they serve, and the board that shows them.
+
+    Satisfies :class:`~sagellm_control_plane.scheduling.Candidates` for tickets.
+    """
 
     def __init__(self) -> None:
+        self.board = Board()
+        self._at: dict[int, Member] = {}
+        self._watcher: Watcher | None = None
+        self._rows: dict[str, Rows] = {}
+        self._offering: dict[frozenset[str], tuple[int, Flags]] = {}
         self._members: dict[str, Member] = {}
         self._by_name: dict[str, dict[str, Member]] = {}
         self._known_since: dict[str, int] = {}
@@ -275,16 +315,30 @@ class Fleet:
                 "engine_id",
             )
         self._members[member.engine_id] = member
+        row = self.board.join(member.engine_id, member.place)
+        self._at[row] = member
+        member.show_on(self.board, row)
         self.rename(member, member.names)
+        if self._watcher is not None:
+            self._watcher.joined(row)
 
     def remove(self, member: Member) -> None:
         """Let an engine go."""
         if self._members.get(member.engine_id) is member:
             self.rename(member, ())
             del self._members[member.engine_id]
+            row = member.row
+            assert row is not None
+            member.show_on(None, None)
+            del self._at[row]
+            if self._watcher is not None:
+                self._watcher.gone(row)
+            self.board.leave(row)
 
     def rename(self, member: Member, names: tuple[str, ...]) -> None:
         """Let an engine serve under other names."""
+        for name in {*member.names, *names}:
+            self._rows.pop(name, None)
         for name in member.names:
             serving = self._by_name.get(name, {})
             serving.pop(member.engine_id, None)
@@ -294,6 +348,53 @@ class Fleet:
         for name in names:
             self._by_name.setdefault(name, {})[member.engine_id] = member
             self._known_since.setdefault(name, member.since_s)
+
+    def watched_by(self, watcher: Watcher) -> None:
+        """Tell someone of comings and goings from now on."""
+        self._watcher = watcher
+
+    def at(self, row: int) -> Member:
+        """The engine of a row."""
+        return self._at[row]
+
+    def rows(self, model: str) -> Rows:
+        """Rows of the engines that serve a name."""
+        found = self._rows.get(model)
+        if found is None:
+            rows = sorted(member.row for member in self.serving(model) if member.row is not None)
+            found = np.array(rows, np.int64)
+            if rows:
+                self._rows[model] = found
+        return found
+
+    def able(self, request: Ticket, rows: Rows) -> Rows:
+        """Those that offer what a request needs, and have not failed it."""
+        if request.turn is None or request.turn.done():
+            # Its caller has gone, and is about to take it out of the queue.
+            return rows[:0]
+        known = self._offering.get(request.features)
+        if known is None or known[0] != self.board.version:
+            if len(self._offering) > 256:
+                self._offering.clear()
+            flags = np.zeros(len(self.board), np.bool_)
+            for row, member in self._at.items():
+                flags[row] = request.features <= member.capabilities.features
+            known = self._offering[request.features] = (self.board.version, flags)
+        kept = rows[known[1][rows] & (self.board.max_len[rows] >= request.needed_tokens)]
+        for engine_id in request.tried:
+            failed = self._members.get(engine_id)
+            if failed is not None:
+                kept = kept[kept != failed.row]
+        return kept
+
+    def sequences(self, request: Ticket) -> int:
+        """Sequences that a request makes an engine run."""
+        return request.sequences
+
+    def wished(self, request: Ticket) -> int | None:
+        """The engine that its caller prefers."""
+        member = self._members.get(request.hints.prefer_engine or "")
+        return member.row if member is not None else None
 
     def serving(self, name: str) -> tuple[Member, ...]:
         """Engines that serve a name, in the order in which they came to."""

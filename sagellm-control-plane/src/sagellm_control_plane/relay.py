@@ -27,6 +27,7 @@ from sagellm_protocol import (
 )
 from sagellm_protocol.interfaces import Engine
 
+from .dispatch import Dispatcher
 from .fleet import Member
 from .ticket import Ticket
 
@@ -38,6 +39,7 @@ R = TypeVar("R", Request, EmbedRequest, ScoreRequest)
 async def generate(
     ticket: Ticket,
     member: Member,
+    dispatcher: Dispatcher,
     prompt_for: Callable[[Ticket, Member], Awaitable[RenderedPrompt]],
     now: Callable[[], float],
     abort_timeout_s: float,
@@ -47,6 +49,7 @@ async def generate(
     Args:
         ticket: Has a place at ``member``.
         member: Where to send it.
+        dispatcher: Told how the answer grows.
         prompt_for: Gives the prompt as that engine reads it, if the ticket does not have it already.
         now: Monotonic seconds.
         abort_timeout_s: Longest to wait for the engine to let go of an attempt that was not finished.
@@ -64,7 +67,7 @@ async def generate(
                 event = await _next(ticket, member, events)
                 finished = is_terminal(event)
                 if isinstance(event, DeltaEvent):
-                    _account(ticket, member, event, sent, now())
+                    _account(ticket, member, dispatcher, event, sent, now())
                 yield _told(ticket, event, caller_id)
         finally:
             # The caller's scope may be cancelled already: without a shield this await would never run.
@@ -126,15 +129,17 @@ async def _next(ticket: Ticket, member: Member, events: AsyncIterator[StreamEven
         raise broken(member, error) from error
 
 
-def _account(ticket: Ticket, member: Member, event: DeltaEvent, sent: float, now: float) -> None:
+def _account(
+    ticket: Ticket, member: Member, dispatcher: Dispatcher, event: DeltaEvent, sent: float, now: float
+) -> None:
     if ticket.member is not member:
         return
     if not ticket.begun:
         ticket.begun = True
         ticket.first_output_at = ticket.first_output_at or now
-        member.load.begin(ticket.placed_tokens, now - sent)
+        dispatcher.began(ticket, member, now - sent)
     ticket.produced_tokens += len(event.token_ids)
-    member.load.produce(len(event.token_ids))
+    dispatcher.produced(ticket, member, len(event.token_ids))
 
 
 def _told(ticket: Ticket, event: StreamEvent, caller_id: str) -> StreamEvent:

@@ -302,7 +302,9 @@ class ControlPlaneService:
                 yield ErrorEvent(request_id=ticket.request.request_id, error=told.info())
                 return
             failure = None
-            attempt = relay.generate(ticket, member, self._desk.prompt_for, self._clock, self.settings.abort_timeout_s)
+            attempt = relay.generate(
+                ticket, member, self.dispatcher, self._desk.prompt_for, self._clock, self.settings.abort_timeout_s
+            )
             async with aclosing(attempt) as events:
                 async for event in events:
                     if isinstance(event, ErrorEvent):

@@ -6,13 +6,14 @@ Knows nothing of engines' insides, queues or transports.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagellm_protocol import EmbedRequest, ErrorCode, RenderedPrompt, Request, RequestEnding, SageLLMError, ScoreRequest
 
+from .board import Role
 from .interruptible import Interrupted, Interruptible
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Hints:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request that was accepted. Satisfies ``policies.Waiting`` and ``routing.Routed``."""
+    """A request that was accepted. Satisfies :class:`~sagellm_control_plane.observing.Subject`."""
 
     number: int
     request: AnyRequest
@@ -100,6 +101,59 @@ class Ticket:
     def session_id(self) -> str | None:
         """The conversation it belongs to."""
         return self.request.session_id
+
+    @property
+    def model(self) -> str:
+        """The name it asks for."""
+        return self.request.model
+
+    @property
+    def adapter(self) -> str | None:
+        """The LoRA adapter it asks for."""
+        return self.request.adapter
+
+    @property
+    def ttft_slo_s(self) -> float | None:
+        """Time to the first token that its caller hopes for."""
+        slo = self.request.slo
+        return None if slo is None or slo.ttft_ms is None else slo.ttft_ms / 1000
+
+    @property
+    def tpot_slo_s(self) -> float | None:
+        """Time for each later token that its caller hopes for."""
+        slo = self.request.slo
+        return None if slo is None or slo.tpot_ms is None else slo.tpot_ms / 1000
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is answered in one piece."""
+        return not isinstance(self.request, Request)
+
+    @property
+    def block_hashes(self) -> Sequence[bytes]:
+        """Of the full blocks of its prompt, as the engine that rendered it reads it."""
+        prompt = next(iter(self.prompts.values()), None)
+        return () if prompt is None else prompt.block_hashes
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in each of those blocks."""
+        prompt = next(iter(self.prompts.values()), None)
+        return 1 if prompt is None else prompt.block_size
+
+    @property
+    def role(self) -> Role:
+        """Which part of its work is to be placed."""
+        transfer = self.request.kv_transfer if isinstance(self.request, Request) else None
+        if transfer is None:
+            return Role.BOTH
+        return Role.PREFILL if transfer.role == "produce" else Role.DECODE
+
+    @property
+    def source(self) -> str | None:
+        """The engine that holds its blocks, if another computed its prompt."""
+        transfer = self.request.kv_transfer if isinstance(self.request, Request) else None
+        return transfer.ticket.source if transfer is not None and transfer.ticket is not None else None
 
     @property
     def cost_budget(self) -> float | None:

@@ -13,20 +13,18 @@ from sagellm_protocol import SLO, EmbedRequest, EngineSpec, Message, Request, Sa
 
 from .errors import BadValue, not_yet, refuse_other_than
 
-ROUTERS = {"load_balanced": "least_load"}
+ROUTERS = {
+    "load_balanced": "least_load",
+    "weighted_round_robin": "weighted",
+    "least_connections": "least_load",
+    "least_response_time": "lowest_latency",
+}
 """Strategies that have another name now; the rest kept theirs."""
-LATER_ROUTERS = ("locality", "topology_aware")
 LATER_POLICIES = ("aegaeon", "hybrid")
 
 
 def router_of(routing_strategy: str) -> str:
-    """The router that a strategy's old name stands for.
-
-    Raises:
-        SageLLMError: ``UNSUPPORTED`` for one that is still to come.
-    """
-    if routing_strategy in LATER_ROUTERS:
-        raise not_yet("routing_strategy", routing_strategy, "use 'load_balanced' or 'affinity'")
+    """The router that a strategy's old name stands for."""
     return ROUTERS.get(routing_strategy, routing_strategy)
 
 

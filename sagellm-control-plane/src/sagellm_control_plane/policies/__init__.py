@@ -8,7 +8,7 @@ from typing import TypeGuard
 from sagellm_control_plane._named import make
 
 from .adaptive import Adaptive
-from .base import Key, Policy, Preference, Scene, Waiting
+from .base import Key, Policy, Preference, Refusal, Scene
 from .cost_optimized import CostOptimized
 from .fifo import Fifo
 from .priority import Priority
@@ -36,4 +36,4 @@ def _is_policy(made: object) -> TypeGuard[Policy]:
     return isinstance(made, Policy)
 
 
-__all__ = ["TABLE", "Key", "Policy", "Preference", "Scene", "Waiting", "policy_named"]
+__all__ = ["TABLE", "Key", "Policy", "Preference", "Refusal", "Scene", "policy_named"]

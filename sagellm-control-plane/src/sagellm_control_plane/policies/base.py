@@ -1,50 +1,20 @@
 """The order in which waiting requests are served, as a function of plain values.
 
-Knows nothing of engines, tokens' meaning or time's source: what it needs is in the arguments.
+Knows nothing of engines, tokens' meaning or time's source: what it needs is in the arguments, or was learned from what
+it was told as an :class:`~sagellm_control_plane.observing.Observer`.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, runtime_checkable
+
+from sagellm_control_plane.observing import Observer, Subject
 
 Key = tuple[float, ...]
 """Sorts waiting requests; the smallest is served first."""
-
-
-class Waiting(Protocol):
-    """A request that waits, as a policy sees it. Times are seconds of one monotonic clock."""
-
-    @property
-    def number(self) -> int:
-        """Order of arrival; unique."""
-        ...
-
-    @property
-    def arrived(self) -> float:
-        """When it was accepted."""
-        ...
-
-    @property
-    def deadline(self) -> float | None:
-        """When it expires."""
-        ...
-
-    @property
-    def priority(self) -> int:
-        """Lower is sooner; below zero is more urgent than usual."""
-        ...
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of its prompt, estimated where they cannot be known."""
-        ...
-
-    @property
-    def cost_budget(self) -> float | None:
-        """What the caller is willing to pay, in the currency of the price an hour."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +28,10 @@ class Scene:
     urgent_waiting: bool = False
     """Whether a request of priority below zero waits."""
     deadlines_waiting: bool = False
+    waiting: int = 0
+    """Requests that wait."""
+    waiting_tokens: int = 0
+    """Prompt tokens that wait."""
 
 
 class Preference(Enum):
@@ -67,25 +41,58 @@ class Preference(Enum):
     """Leave it to the router."""
     LATENCY = "latency"
     COST = "cost"
+    TOGETHER = "together"
+    """Where the one before it went, if there is room: they are computed in one batch."""
 
 
-@runtime_checkable
-class Policy(Protocol):
-    """An order of service, made without arguments: by a line of our table or an entry point of ``sagellm.policies``."""
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not let in, and when to come back."""
 
-    @property
-    def timeless(self) -> bool:
-        """Whether keys depend on the request alone, so that they need not be computed anew each round."""
-        ...
+    reason: str
+    retry_after_s: float
 
-    def key(self, waiting: Waiting, scene: Scene) -> Key:
-        """Sort key of a request. Ties are broken by order of arrival."""
-        ...
 
-    def preference(self, waiting: Waiting, scene: Scene) -> Preference:
+class Policy(Observer):
+    """An order of service, made without arguments: by a line of our table or an entry point of ``sagellm.policies``.
+
+    Requests of one lane keep their order among themselves, by :meth:`key`; between lanes :meth:`rank` decides, read
+    anew for each request that is served. One lane and no ranks is the usual case.
+    """
+
+    reads_load = False
+    """Whether it looks at :attr:`Scene.mean_load`, which is otherwise not computed."""
+
+    @abstractmethod
+    def key(self, request: Subject, scene: Scene) -> Key:
+        """Sort key of a request in its lane, smallest first. Ties are broken by order of arrival.
+
+        It is computed once, and again when :meth:`phase` changes.
+        """
+
+    def lane(self, request: Subject) -> Hashable:
+        """What divides those that wait."""
+        return None
+
+    def rank(self, lane: Hashable, scene: Scene) -> Key:
+        """Sort key of a lane, smallest first. Lanes of equal rank are merged by the keys of their requests."""
+        return ()
+
+    def phase(self, scene: Scene) -> Hashable:
+        """Keys hold while this stays equal.
+
+        A policy whose keys move with time says ``scene.now``, and is sorted anew each round.
+        """
+        return None
+
+    def admit(self, request: Subject, scene: Scene) -> Refusal | None:
+        """A reason not to let a request wait at all."""
+        return None
+
+    def preference(self, request: Subject, scene: Scene) -> Preference:
         """What matters in choosing its engine."""
-        ...
+        return Preference.BALANCE
 
+    @abstractmethod
     def reason(self, scene: Scene) -> str:
         """The order in force and why, for people who look into a decision."""
-        ...

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 
-from .base import Key, Preference, Scene, Waiting
+from sagellm_control_plane.observing import Subject
+
+from .base import Key, Policy, Preference, Scene
 
 
-class CostOptimized:
+class CostOptimized(Policy):
     """Priority, then the smaller budget, then arrival; every request goes to the cheapest engine."""
 
-    timeless = True
-
-    def key(self, waiting: Waiting, scene: Scene) -> Key:
+    def key(self, request: Subject, scene: Scene) -> Key:
         """Requests without a budget come after those with one."""
-        budget = math.inf if waiting.cost_budget is None else waiting.cost_budget
-        return (waiting.priority, budget, waiting.number)
+        budget = math.inf if request.cost_budget is None else request.cost_budget
+        return (request.priority, budget, request.number)
 
-    def preference(self, waiting: Waiting, scene: Scene) -> Preference:
+    def preference(self, request: Subject, scene: Scene) -> Preference:
         """Always the cheapest."""
         return Preference.COST
 

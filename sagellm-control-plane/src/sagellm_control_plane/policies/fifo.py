@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from .base import Key, Preference, Scene, Waiting
+from sagellm_control_plane.observing import Subject
+
+from .base import Key, Policy, Scene
 
 
-class Fifo:
+class Fifo(Policy):
     """Order of arrival."""
 
-    timeless = True
-
-    def key(self, waiting: Waiting, scene: Scene) -> Key:
+    def key(self, request: Subject, scene: Scene) -> Key:
         """The number of arrival."""
-        return (waiting.number,)
-
-    def preference(self, waiting: Waiting, scene: Scene) -> Preference:
-        """Always the router's choice."""
-        return Preference.BALANCE
+        return (request.number,)
 
     def reason(self, scene: Scene) -> str:
         """Always the same."""

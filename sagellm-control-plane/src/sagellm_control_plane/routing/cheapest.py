@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
-from .base import E, EngineView, Routed
+import numpy as np
+
+from sagellm_control_plane.board import Board, Rows
+from sagellm_control_plane.observing import Subject
+
+from .base import Router, tied_least
 from .least_load import LeastLoad
 
 
-def device_seconds_per_token(engine: EngineView) -> float | None:
-    """Price of a token in device-seconds; absent while throughput is unmeasured. Any price an hour scales all alike."""
-    return engine.devices / engine.throughput_tps if engine.throughput_tps else None
+class Cheapest(Router):
+    """Lowest price a token in device-seconds; while one is unmeasured, the least loaded of those with fewest devices.
 
-
-class Cheapest:
-    """Lowest price a token; while one is unmeasured, the least loaded of those that occupy the fewest devices."""
+    Any price a device-hour scales all alike, so that none is needed.
+    """
 
     def __init__(self) -> None:
         self._between = LeastLoad()
 
-    def choose(self, request: Routed, engines: Sequence[E], now: float, rng: random.Random) -> E:
+    def choose(self, request: Subject, board: Board, rows: Rows, now: float, rng: random.Random) -> int:
         """Compare prices; ties go by load."""
-        prices = [device_seconds_per_token(engine) for engine in engines]
-        known = [price for price in prices if price is not None]
-        if len(known) < len(engines):
-            fewest = min(engine.devices for engine in engines)
-            tied = [engine for engine in engines if engine.devices == fewest]
-        else:
-            lowest = min(known)
-            tied = [engine for engine, price in zip(engines, known, strict=True) if price == lowest]
-        return self._between.choose(request, tied, now, rng)
+        devices, throughput = board.devices[rows], board.throughput_tps[rows]
+        tied = tied_least(rows, devices if np.isnan(throughput).any() else devices / throughput)
+        return self._between.choose(request, board, tied, now, rng)

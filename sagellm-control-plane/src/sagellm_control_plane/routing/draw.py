@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
-from .base import E, Routed
+from sagellm_control_plane.board import Board, Rows
+from sagellm_control_plane.observing import Subject
+
+from .base import Router
 
 
-class Draw:
+class Draw(Router):
     """A uniform draw."""
 
-    def choose(self, request: Routed, engines: Sequence[E], now: float, rng: random.Random) -> E:
+    def choose(self, request: Subject, board: Board, rows: Rows, now: float, rng: random.Random) -> int:
         """Draw one."""
-        return rng.choice(engines)
+        return int(rows[rng.randrange(len(rows))])

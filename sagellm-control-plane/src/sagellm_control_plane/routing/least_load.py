@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
-from .base import E, EngineView, Routed
+from sagellm_control_plane.board import Board, Rows
+from sagellm_control_plane.observing import Subject
 
-
-def load_tokens(engine: EngineView) -> int:
-    """Work of an engine in tokens: prompts still to be computed, and the cache that answers under way occupy.
-
-    Queued prompt tokens say how long a new prompt waits, held tokens how much each decode step must read; counted alike
-    they are the cost that NVIDIA Dynamo's router uses for requests without a cached prefix.
-    """
-    return engine.queued_tokens + engine.held_tokens + engine.foreign_tokens
+from .base import Router, least, tied_least
 
 
-class LeastLoad:
+class LeastLoad(Router):
     """Fewest tokens, then fewest sequences, then chance."""
 
-    def choose(self, request: Routed, engines: Sequence[E], now: float, rng: random.Random) -> E:
+    def choose(self, request: Subject, board: Board, rows: Rows, now: float, rng: random.Random) -> int:
         """Compare every engine; ties are drawn."""
-        least = min((load_tokens(engine), engine.sequences) for engine in engines)
-        tied = [engine for engine in engines if (load_tokens(engine), engine.sequences) == least]
-        return tied[0] if len(tied) == 1 else rng.choice(tied)
+        tied = tied_least(rows, board.load(rows))
+        return int(tied[0]) if len(tied) == 1 else least(tied, board.sequences[tied], rng)

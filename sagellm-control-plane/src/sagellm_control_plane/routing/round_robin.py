@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
-from .base import E, Routed
+import numpy as np
 
-REMEMBERED = 4096
-"""Engines whose turn is remembered; those that are gone must not pile up."""
+from sagellm_control_plane.board import Board, Rows
+from sagellm_control_plane.observing import Subject
+
+from .base import Router, column
 
 
-class RoundRobin:
+class RoundRobin(Router):
     """The engine that was chosen longest ago.
 
     Remembers when each was chosen, so that one that was full or new when its turn came does not shift the others.
@@ -19,14 +20,18 @@ class RoundRobin:
 
     def __init__(self) -> None:
         self._turn = 0
-        self._chosen: dict[str, int] = {}
+        self._chosen = np.zeros(0)
 
-    def choose(self, request: Routed, engines: Sequence[E], now: float, rng: random.Random) -> E:
+    def choose(self, request: Subject, board: Board, rows: Rows, now: float, rng: random.Random) -> int:
         """Take the next one in turn."""
-        chosen = min(engines, key=lambda engine: self._chosen.get(engine.engine_id, -1))
+        return int(rows[self._chosen[rows].argmin()])
+
+    def joined(self, row: int, board: Board) -> None:
+        """A newcomer is next."""
+        self._chosen = column(self._chosen, board)
+        self._chosen[row] = 0.0
+
+    def placed(self, request: Subject, row: int, now: float) -> None:
+        """Its turn is over."""
         self._turn += 1
-        self._chosen[chosen.engine_id] = self._turn
-        if len(self._chosen) > REMEMBERED:
-            newest = sorted(self._chosen.items(), key=lambda entry: entry[1])[REMEMBERED // 2 :]
-            self._chosen = dict(newest)
-        return chosen
+        self._chosen[row] = self._turn
