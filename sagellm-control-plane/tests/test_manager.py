@@ -78,10 +78,6 @@ async def test_the_default_constructor_serves_an_engine_in_a_process_of_its_own(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("scheduling_policy", "aegaeon"),
-        ("scheduling_policy", "hybrid"),
-        ("routing_strategy", "locality"),
-        ("routing_strategy", "topology_aware"),
         ("enable_auto_scaling", True),
         ("pd_config", PDSeparationConfig()),
         ("autoscaler_config", object()),

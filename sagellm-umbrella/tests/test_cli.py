@@ -24,11 +24,11 @@ MOCK = ("--engine", "mock")
 
 def test_without_arguments_it_shows_its_commands(sagellm: Command) -> None:
     done = sagellm()
-    for name in ("run", "chat", "serve", "engine", "pull", "models", "doctor", "version"):
+    for name in ("run", "chat", "serve", "engine", "pull", "models", "simulate", "doctor", "version"):
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("name", ["run", "chat", "serve", "engine", "pull"])
+@pytest.mark.parametrize("name", ["run", "chat", "serve", "engine", "pull", "simulate"])
 def test_every_help_has_an_example(sagellm: Command, name: str) -> None:
     done = sagellm(name, "--help")
     assert done.returncode == 0

@@ -17,7 +17,7 @@ from .legacy import book
 from .legacy.engines import Engines
 from .legacy.errors import BadValue, refuse_other_than
 from .legacy.runs import Answer, Runs
-from .legacy.translate import policy_of, requests_of, router_of
+from .legacy.translate import requests_of, router_of
 from .legacy.views import Views
 from .policies import policy_named
 from .service import ControlPlaneService
@@ -81,7 +81,7 @@ class ControlPlaneManager(Engines, Views):
         self.mode = mode
         self.service = ControlPlaneService(
             PlaneSettings(
-                policy=policy_of(scheduling_policy),
+                policy=scheduling_policy,
                 routing=router_of(routing_strategy),
                 auto_restart=auto_restart,
                 max_restarts=max_restart_attempts,
@@ -167,7 +167,7 @@ class ControlPlaneManager(Engines, Views):
         Raises:
             SageLLMError: For an unknown name, listing those there are.
         """
-        policy = policy_named(policy_of(policy_name))
+        policy = policy_named(policy_name)
         self._on_loop(lambda: self.service.dispatcher.use(policy))
         self.scheduling_policy = policy_name
 

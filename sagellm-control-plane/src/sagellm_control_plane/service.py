@@ -44,7 +44,7 @@ from .crew import Crew
 from .dispatch import Dispatcher, why_not
 from .fleet import Fleet, Member
 from .ledger import Ledger
-from .policies import policy_named
+from .policies import Fair, Policy, policy_named
 from .rendering import RenderDesk
 from .routing import router_named
 from .settings import PlaneSettings
@@ -80,7 +80,7 @@ class ControlPlaneService:
         self.ledger = Ledger()
         self.dispatcher = Dispatcher(
             self.fleet,
-            policy_named(self.settings.policy),
+            self._policy(self.settings),
             router_named(self.settings.routing),
             clock,
             rng or random.Random(),
@@ -91,6 +91,19 @@ class ControlPlaneService:
         self.crew = Crew(self.fleet, self.dispatcher, self.settings, self._background, clock)
         self._numbers = itertools.count(1)
         self._stopping = False
+
+    @staticmethod
+    def _policy(settings: PlaneSettings) -> Policy:
+        policy = policy_named(settings.policy)
+        if isinstance(policy, Fair):
+            policy.weigh(settings.tenant_weights)
+        elif settings.tenant_weights:
+            raise SageLLMError(
+                ErrorCode.INVALID_REQUEST,
+                f"tenant_weights need the policy 'fair' (got {settings.policy!r})",
+                "tenant_weights",
+            )
+        return policy
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sagellm_protocol import ErrorCode, SageLLMError
@@ -14,6 +15,8 @@ class PlaneSettings:
 
     policy: str = "fifo"
     """Order of the queue: a name of :mod:`sagellm_control_plane.policies`."""
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    """Shares of users beside others under the policy ``fair``; 1 where none is given."""
     routing: str = "least_load"
     """Choice of an engine: a name of :mod:`sagellm_control_plane.routing`."""
     max_queued: int = 1024
@@ -67,7 +70,7 @@ class PlaneSettings:
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming an unknown keyword, and those there are.
         """
-        known = [field.name for field in fields(cls)]
+        known = [one.name for one in fields(cls)]
         for name in options:
             if name not in known:
                 raise SageLLMError(

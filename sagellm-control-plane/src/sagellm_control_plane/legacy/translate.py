@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sagellm_control_plane.types import RequestMetadata, RequestPriority, RequestType
 from sagellm_protocol import SLO, EmbedRequest, EngineSpec, Message, Request, SageLLMError, SamplingParams
 
-from .errors import BadValue, not_yet, refuse_other_than
+from .errors import BadValue, refuse_other_than
 
 ROUTERS = {
     "load_balanced": "least_load",
@@ -20,23 +20,11 @@ ROUTERS = {
     "least_response_time": "lowest_latency",
 }
 """Strategies that have another name now; the rest kept theirs."""
-LATER_POLICIES = ("aegaeon", "hybrid")
 
 
 def router_of(routing_strategy: str) -> str:
     """The router that a strategy's old name stands for."""
     return ROUTERS.get(routing_strategy, routing_strategy)
-
-
-def policy_of(scheduling_policy: str) -> str:
-    """The queue policy that a scheduling policy's old name stands for.
-
-    Raises:
-        SageLLMError: ``UNSUPPORTED`` for one that is still to come.
-    """
-    if scheduling_policy in LATER_POLICIES:
-        raise not_yet("scheduling_policy", scheduling_policy, "use 'adaptive'")
-    return scheduling_policy
 
 
 def requests_of(metadata: RequestMetadata, model: str) -> list[Request | EmbedRequest]:

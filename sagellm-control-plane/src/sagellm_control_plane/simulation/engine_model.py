@@ -16,7 +16,7 @@ class EngineModel:
     """An engine with continuous batching: prompts in chunks under a token budget beside the sequences that decode.
 
     The defaults are reckoned for a model of 8 billion parameters in 16 bits on one device of 990 TFLOP/s, of which
-    prompts reach four tenths, 3.35 TB/s and 80 GB, with 128 KiB of keys and values a token. Fit your own with
+    prompts reach four tenths, 3.35 TB/s, and 256 GiB for keys and values on the host, with 128 KiB of keys and values a token. Fit your own with
     :func:`fit`.
 
     A step takes ``step_s``, plus ``prompt_token_s`` a prompt token, ``sequence_s`` a sequence that decodes, and
@@ -30,8 +30,9 @@ class EngineModel:
     token_budget: int = 2048
     """Tokens of one step: a prompt's chunk, and one for each sequence that decodes."""
     max_num_seqs: int = 256
-    cache_tokens: int = 400_000
-    """Tokens of keys and values that fit."""
+    cache_tokens: int = 2_000_000
+    """Tokens of keys and values that fit, in memory of any kind: the time to fetch from the host's is not modelled.
+    Some 400,000 fit on the device alone."""
     devices: int = 1
 
     def __post_init__(self) -> None:
