@@ -16,11 +16,8 @@ class EngineModel:
     """An engine with continuous batching: prompts in chunks under a token budget beside the sequences that decode.
 
     The defaults are reckoned for a model of 8 billion parameters in 16 bits on one device of 990 TFLOP/s, of which
-    prompts reach four tenths, 3.35 TB/s, and 256 GiB for keys and values on the host, with 128 KiB of keys and values a token. Fit your own with
-    :func:`fit`.
-
-    A step takes ``step_s``, plus ``prompt_token_s`` a prompt token, ``sequence_s`` a sequence that decodes, and
-    ``context_token_s`` a token that those sequences have in their context.
+    prompts reach four tenths, and 3.35 TB/s, with 128 KiB of keys and values a token and 256 GiB of host memory to keep
+    them in. Fit your own with :func:`fit`.
     """
 
     step_s: float = 0.006
