@@ -319,8 +319,11 @@ async def test_what_was_not_measured_is_none_and_never_zero(manager: ControlPlan
 async def test_the_policy_can_be_changed_while_requests_wait(manager: ControlPlaneManager) -> None:
     manager.update_policy("fifo")
     assert manager.get_status()["scheduling_policy"] == "fifo"
-    with pytest.raises(SageLLMError, match="aegaeon"):
-        manager.update_policy("aegaeon")
+    for name in ("aegaeon", "hybrid"):
+        manager.update_policy(name)
+        assert manager.get_status()["scheduling_policy"] == name
+    with pytest.raises(SageLLMError, match=r"made-up.*aegaeon"):
+        manager.update_policy("made-up")
     assert manager.get_autoscaler_status() == {"enabled": False, "running": False}
 
 

@@ -17,7 +17,7 @@ class PlaneSettings:
     """Order of the queue: a name of :mod:`sagellm_control_plane.policies`."""
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     """Shares of users beside others under the policy ``fair``; 1 where none is given."""
-    routing: str = "least_load"
+    routing: str = "cost"
     """Choice of an engine: a name of :mod:`sagellm_control_plane.routing`."""
     max_queued: int = 1024
     """Requests that may wait; one more is refused."""

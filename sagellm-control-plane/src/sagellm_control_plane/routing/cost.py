@@ -14,8 +14,10 @@ from sagellm_protocol import KVEventBatch
 from .base import Router, column, least, tied_least
 from .work import PendingWork
 
-HELD_WEIGHT = 0.1
+HELD_WEIGHT = 0.02
 """What a token held by answers under way counts beside one to compute."""
+HIT_WEIGHT = 1.0
+"""What a cached token counts."""
 
 
 class Cost(Router):
@@ -27,11 +29,14 @@ class Cost(Router):
 
     Args:
         held_weight: What a held token counts.
+        hit_weight: What a cached token counts; above 1 it is worth a wait not to compute it.
         max_blocks: Bound of the guesses.
     """
 
-    def __init__(self, held_weight: float = HELD_WEIGHT, max_blocks: int = 1_000_000) -> None:
-        self._held_weight = held_weight
+    def __init__(
+        self, held_weight: float = HELD_WEIGHT, hit_weight: float = HIT_WEIGHT, max_blocks: int = 1_000_000
+    ) -> None:
+        self._held_weight, self._hit_weight = held_weight, hit_weight
         self._prefixes = GuessedPrefixes(max_blocks)
         self._work = PendingWork()
         self._board: Board | None = None
@@ -41,7 +46,7 @@ class Cost(Router):
         beside = board.held_tokens[rows] * self._held_weight + board.foreign_tokens[rows]
         costs = self._work.tokens[rows] + beside
         if request.block_hashes:
-            costs = costs - self.cached(request, board)[rows]
+            costs = costs - self._hit_weight * self.cached(request, board)[rows]
         tied = tied_least(rows, costs)
         return int(tied[0]) if len(tied) == 1 else least(tied, board.sequences[tied], rng)
 
@@ -85,8 +90,10 @@ class Cost(Router):
 class ToldCost(Cost):
     """The cost rule with what engines tell of their caches, and guesses for those that tell nothing."""
 
-    def __init__(self, held_weight: float = HELD_WEIGHT, max_blocks: int = 1_000_000) -> None:
-        super().__init__(held_weight, max_blocks)
+    def __init__(
+        self, held_weight: float = HELD_WEIGHT, hit_weight: float = HIT_WEIGHT, max_blocks: int = 1_000_000
+    ) -> None:
+        super().__init__(held_weight, hit_weight, max_blocks)
         self._told = ToldPrefixes()
         self._tells: Floats = np.zeros(0)
 

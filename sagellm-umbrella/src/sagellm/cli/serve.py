@@ -46,7 +46,7 @@ def serve(
     ] = None,
     otlp_traces_endpoint: TracesOption = None,
     policy: Annotated[str, typer.Option(help="Order of the queue.")] = "fifo",
-    routing: Annotated[str, typer.Option(help="How an engine is chosen.")] = "least_load",
+    routing: Annotated[str, typer.Option(help="How an engine is chosen.")] = "cost",
     max_queued: Annotated[int, typer.Option(min=0, help="Most requests that may wait.")] = 1024,
     drain: DrainOption = 30,
     as_json: JsonOption = False,
