@@ -193,6 +193,13 @@ def test_values_that_cannot_be_are_named(change: dict[str, Any], said: str) -> N
     assert "config.json" in caught.value.message
 
 
+def test_rotary_embedding_need_be_said_only_of_layers_that_there_are() -> None:
+    table = {"full_attention": {"rope_type": "default", "rope_theta": 500.0}}
+    stated = {"layer_types": ["full_attention"] * 2, "rope_parameters": table}
+    config = parse_hf_config({**CONFIG, **stated}, "config.json")
+    assert [rope.theta for layer in range(2) if (rope := config.rope_of(layer))] == [500.0, 500.0]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

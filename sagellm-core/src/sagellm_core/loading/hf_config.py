@@ -87,7 +87,9 @@ def _read(fields: Fields, family: Family, architecture: str, model_type: str) ->
     positions = fields.integer("max_position_embeddings", 2048)
     types = _layer_types(fields, family, layers)
     window = family.window(fields) if SLIDING in types else None
-    ropes = read_ropes(fields, head_dim, positions) if family.rotary else {FULL: None, SLIDING: None}
+    ropes = (
+        read_ropes(fields, head_dim, positions, sorted(set(types))) if family.rotary else {FULL: None, SLIDING: None}
+    )
     rope = ropes[FULL]
     bias = fields.flag("attention_bias", False)
     config = ModelConfig(

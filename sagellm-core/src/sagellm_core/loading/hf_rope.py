@@ -5,7 +5,7 @@ Knows nothing of families: their own keys have been brought to the usual ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from .config import RopeConfig, RopeKind
 from .errors import corrupt, unsupported
@@ -18,13 +18,14 @@ _LONGROPE_ONCE: Mapping[str, str] = {"su": "longrope", "yarn": "longrope"}
 """What Phi-3's first releases called it."""
 
 
-def read_ropes(fields: Fields, head_dim: int, positions: int) -> dict[str, RopeConfig]:
+def read_ropes(fields: Fields, head_dim: int, positions: int, kinds: Collection[str]) -> dict[str, RopeConfig]:
     """The rotary embedding of each type of layer; they are one unless the file says otherwise.
 
     Args:
         fields: The file.
         head_dim: Dimensions of a head.
         positions: Context that the file states.
+        kinds: The types of layers that there are; of another nothing need be said.
 
     Raises:
         SageLLMError: ``INVALID_REQUEST`` naming a value that cannot be; ``UNSUPPORTED`` for an unknown kind.
@@ -32,7 +33,8 @@ def read_ropes(fields: Fields, head_dim: int, positions: int) -> dict[str, RopeC
     # transformers 5 keeps everything in rope_parameters; before it, rope_theta stood alone beside rope_scaling.
     table = fields.table("rope_parameters") or fields.table("rope_scaling") or Fields(fields.source, {})
     if any(isinstance(value, Mapping) for value in table.values.values()):
-        return {kind: _rope(fields, _of_type(table, kind), head_dim, positions) for kind in (FULL, SLIDING)}
+        ropes = {kind: _rope(fields, _of_type(table, kind), head_dim, positions) for kind in kinds}
+        return {kind: ropes.get(kind) or next(iter(ropes.values())) for kind in (FULL, SLIDING)}
     full = _rope(fields, table, head_dim, positions)
     local = fields.number("rope_local_base_freq", None)
     if local is None:

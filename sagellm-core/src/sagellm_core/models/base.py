@@ -109,7 +109,8 @@ class DecoderModel:
     """The frame of a decoder-only model, and Llama's way of filling it, from which a family says where it differs.
 
     What numbers can say (biases, windows, multipliers) is the configuration's; a family overrides :attr:`names`,
-    :meth:`norm`, :meth:`attention`, :meth:`mlp`, :meth:`experts` or :meth:`decoder_layer` for what they cannot.
+    :attr:`layer_norms`, :meth:`norm`, :meth:`attention`, :meth:`mlp`, :meth:`experts` or :meth:`decoder_layer` for what
+    they cannot.
 
     Args:
         checkpoint: Configuration and weights.
@@ -123,6 +124,8 @@ class DecoderModel:
     """
 
     names: ClassVar[Names] = Names()
+    layer_norms: ClassVar[bool] = False
+    """Norms of the residual stream are layer norms with biases."""
 
     def __init__(
         self, checkpoint: Checkpoint, ops: Backend[Tensor], dtype: DType, quantization: str | None = None
@@ -166,7 +169,9 @@ class DecoderModel:
         )
 
     def norm(self, pack: Packer, name: str) -> Norm:
-        """Build a norm of the residual stream out of ``name``: root-mean-square."""
+        """Build a norm of the residual stream out of ``name``: root-mean-square, or a layer norm with a bias."""
+        if self.layer_norms:
+            return pack.layer_norm(name, self.config.hidden_size, self.config.norm_eps)
         return pack.norm(name, self.config.hidden_size, self.config.norm_eps, offset=self.config.norm_offset)
 
     def attention(self, pack: Packer, name: str, index: int) -> SelfAttention:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from sagellm_core.layers.attention import build_attention
 from sagellm_core.layers.decoder import DecoderLayer, Layer, ParallelLayer
 from sagellm_core.layers.mlp import build_plain_mlp
-from sagellm_core.layers.norm import Norm
 from sagellm_core.layers.weights import Packer
 
 from .base import DecoderModel, Names
@@ -19,6 +18,7 @@ class Falcon(DecoderModel):
     """``FalconForCausalLM``."""
 
     names = Names("transformer", "word_embeddings", "h", "ln_f")
+    layer_norms = True
 
     def decoder_layer(self, pack: Packer, name: str, index: int) -> Layer:
         """Attention and MLP behind one norm, a norm each, or one after the other."""
@@ -38,7 +38,3 @@ class Falcon(DecoderModel):
         if self.config.parallel_norms == 1:
             return ParallelLayer(self.norm(pack, f"{name}.input_layernorm"), attention, mlp)
         return ParallelLayer(self.norm(pack, f"{name}.ln_attn"), attention, mlp, self.norm(pack, f"{name}.ln_mlp"))
-
-    def norm(self, pack: Packer, name: str) -> Norm:
-        """A layer norm."""
-        return pack.layer_norm(name, self.config.hidden_size, self.config.norm_eps)

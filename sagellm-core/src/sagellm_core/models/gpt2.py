@@ -8,7 +8,6 @@ from __future__ import annotations
 from sagellm_core.layers.attention import build_attention
 from sagellm_core.layers.decoder import DecoderLayer
 from sagellm_core.layers.mlp import build_plain_mlp
-from sagellm_core.layers.norm import Norm
 from sagellm_core.layers.weights import Packer
 
 from .base import DecoderModel, Names
@@ -18,6 +17,7 @@ class GPT2(DecoderModel):
     """``GPT2LMHeadModel``."""
 
     names = Names("transformer", "wte", "h", "ln_f", positions="wpe", derived=(".attn.bias", ".attn.masked_bias"))
+    layer_norms = True
 
     def decoder_layer(self, pack: Packer, name: str, index: int) -> DecoderLayer:
         """Layer norm, attention, layer norm, MLP."""
@@ -28,7 +28,3 @@ class GPT2(DecoderModel):
             post_norm=self.norm(pack, f"{name}.ln_2"),
             mlp=build_plain_mlp(pack, config, f"{name}.mlp", up="c_fc", down="c_proj"),
         )
-
-    def norm(self, pack: Packer, name: str) -> Norm:
-        """A layer norm."""
-        return pack.layer_norm(name, self.config.hidden_size, self.config.norm_eps)

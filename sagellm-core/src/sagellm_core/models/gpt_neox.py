@@ -8,7 +8,6 @@ from __future__ import annotations
 from sagellm_core.layers.attention import build_attention
 from sagellm_core.layers.decoder import DecoderLayer, Layer, ParallelLayer
 from sagellm_core.layers.mlp import build_plain_mlp
-from sagellm_core.layers.norm import Norm
 from sagellm_core.layers.weights import Packer
 
 from .base import DecoderModel, Names
@@ -17,6 +16,7 @@ from .base import DecoderModel, Names
 class GPTNeoX(DecoderModel):
     """``GPTNeoXForCausalLM``."""
 
+    layer_norms = True
     names = Names(
         "gpt_neox",
         "embed_in",
@@ -42,7 +42,3 @@ class GPTNeoX(DecoderModel):
         if self.config.parallel:
             return ParallelLayer(input_norm, attention, mlp, mlp_norm)
         return DecoderLayer(input_norm, attention, mlp_norm, mlp)
-
-    def norm(self, pack: Packer, name: str) -> Norm:
-        """A layer norm."""
-        return pack.layer_norm(name, self.config.hidden_size, self.config.norm_eps)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sagellm_core.layers.attention import Attention, build_attention
 from sagellm_core.layers.decoder import Layer, ParallelLayer
-from sagellm_core.layers.norm import HeadNorm, Norm
+from sagellm_core.layers.norm import HeadNorm
 from sagellm_core.layers.weights import Packer
 
 from .base import DecoderModel
@@ -15,6 +15,8 @@ from .base import DecoderModel
 
 class StableLM(DecoderModel):
     """``StableLmForCausalLM``."""
+
+    layer_norms = True
 
     def decoder_layer(self, pack: Packer, name: str, index: int) -> Layer:
         """Attention and MLP behind one norm, or one after the other."""
@@ -25,10 +27,6 @@ class StableLM(DecoderModel):
             attention=self.attention(pack, f"{name}.self_attn", index),
             mlp=self.mlp(pack, f"{name}.mlp", index),
         )
-
-    def norm(self, pack: Packer, name: str) -> Norm:
-        """A layer norm."""
-        return pack.layer_norm(name, self.config.hidden_size, self.config.norm_eps)
 
     def attention(self, pack: Packer, name: str, index: int) -> Attention:
         """Attention, its heads normalised where the configuration says so."""
