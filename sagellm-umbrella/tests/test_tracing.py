@@ -56,7 +56,12 @@ def test_what_is_left_is_sent_before_the_command_ends(collector: str) -> None:
 
 
 def test_without_an_address_nothing_is_loaded() -> None:
-    code = "import sys\nfrom sagellm.tracing import exporting as to\nwith to(None): sys.exit('opentelemetry' in sys.modules)"
+    code = """
+import sys
+from sagellm.tracing import exporting
+with exporting(None):
+    sys.exit("opentelemetry" in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
