@@ -105,6 +105,16 @@ def test_what_is_not_measured_has_no_series() -> None:
     assert f"sagellm:kv_cache_usage_perc{labels}" not in got
 
 
+def test_drafts_are_counted_where_there_are_any() -> None:
+    labels = "{engine=e0,model_name=scripted}"
+    with live(lambda: ScriptedPlane(says(), drafted_tokens=40, accepted_tokens=31)) as gateway, client(gateway) as http:
+        got = samples(http)
+    assert got[f"sagellm:spec_decode_num_draft_tokens_total{labels}"] == 40
+    assert got[f"sagellm:spec_decode_num_accepted_tokens_total{labels}"] == 31
+    with live(lambda: ScriptedPlane(says(), steps=1)) as gateway, client(gateway) as http:
+        assert f"sagellm:spec_decode_num_draft_tokens_total{labels}" not in samples(http)
+
+
 def test_hits_are_told_apart_by_where_they_came_from() -> None:
     told = {
         "prefix_hit_tokens": 48,

@@ -165,6 +165,19 @@ def test_metrics_count_what_was_produced(serve: Callable[..., Server]) -> None:
     )
 
 
+def test_drafts_by_look_up_are_served_and_counted(serve: Callable[..., Server]) -> None:
+    server = serve("serve", "smollm2-135m", "--max-model-len", "512", "--speculative", "ngram", "--dtype", "float32")
+    listed = "Repeat exactly: " + ", ".join(f"{number} red apples and {number} green pears" for number in range(1, 9))
+    with openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model=server.model, messages=[{"role": "user", "content": listed}], temperature=0, max_tokens=120
+        )
+    assert answer.choices[0].message.content
+    until(lambda: metric(server, "sagellm:spec_decode_num_draft_tokens_total") > 0)
+    drafted = metric(server, "sagellm:spec_decode_num_draft_tokens_total")
+    assert 0 < metric(server, "sagellm:spec_decode_num_accepted_tokens_total") <= drafted
+
+
 def test_the_gateways_process_never_loads_torch(real_stack: Server) -> None:
     maps = "\n".join(entry.path for entry in psutil.Process(real_stack.process.pid).memory_maps())
     assert "libtorch" not in maps
