@@ -73,10 +73,19 @@ def test_every_folder_is_on_the_map(named: set[str]) -> None:
     assert folders <= named
 
 
-def test_the_readmes_program_runs(text: str, smollm2: Path) -> None:
-    [program] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def test_the_readmes_first_program_runs(text: str, smollm2: Path) -> None:
+    program = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
+
+
+def test_the_readmes_program_that_drafts_runs(text: str, smollm2: Path) -> None:
+    [program] = re.findall(r"## Speculative decoding\n.*?```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12. fig pie" in done.stdout

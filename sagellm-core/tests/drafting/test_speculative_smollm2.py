@@ -8,9 +8,8 @@ from sagellm_core import LLM
 from sagellm_core.store import DEFAULT_MODEL
 from sagellm_protocol import SamplingParams
 
-LISTED = "\n".join(
-    f"{number}. {fruit} pie" for number, fruit in enumerate(("apple", "pear", "plum", "fig") * 3, start=1)
-)
+FRUIT = ("apple", "pear", "plum", "fig") * 3
+LISTED = "\n".join(f"{number}. {one} pie" for number, one in enumerate(FRUIT, start=1))
 ASKED = [{"role": "user", "content": f"Repeat this list exactly, with nothing else:\n{LISTED}"}]
 
 
