@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sagellm_core.core.plan import SlotResult, StepPlan, StepResult, TokenLogprob, TokenSampling
 from sagellm_core.executor.base import CacheLayout, ModelInfo
-from sagellm_protocol import DeviceInfo, DType, KVSpec, MemoryInfo
+from sagellm_protocol import DeviceInfo, DType, ErrorCode, KVSpec, MemoryInfo, SageLLMError
 
 VOCAB = 97
 FULL = KVSpec(1, 2, 2)
@@ -84,6 +85,8 @@ class FakeExecutor:
         self._sampling: dict[int, tuple[TokenSampling, int]] = {}
         self.plans: list[StepPlan] = []
         self.stopped = False
+        self.asleep = 0
+        self.model_key = "fake"
         self._max_position_embeddings = max_position_embeddings
         self._windows = tuple(spec.window for spec in dict.fromkeys(self.specs))
         self._slots: dict[int, list[int]] = {}
@@ -95,7 +98,7 @@ class FakeExecutor:
     def info(self) -> ModelInfo:
         return ModelInfo(
             architecture="FakeForCausalLM",
-            model_key="fake",
+            model_key=self.model_key,
             vocab_size=VOCAB,
             max_position_embeddings=self._max_position_embeddings,
             kv_specs=self.specs,
@@ -135,6 +138,7 @@ class FakeExecutor:
 
     def run(self, plan: StepPlan) -> Done:
         assert self._layout is not None
+        assert not self.asleep
         assert plan.step == len(self.plans)
         self.plans.append(plan)
         for slot in plan.dropped:
@@ -151,6 +155,25 @@ class FakeExecutor:
         time.sleep(self.step_s)
         self.now_s += self.row_s + self.token_s * (sum(plan.num_scheduled) + sum(plan.drafts))
         return Done(StepResult(plan.step, [produced for row in self._rows(plan) if (produced := self._row(*row))]))
+
+    def sleep(self, level: int) -> None:
+        self.asleep = level
+        self._forget()
+
+    def wake(self) -> None:
+        self.asleep = 0
+
+    def reload(self, path: Path) -> None:
+        self.asleep = 0
+        if path.name == "other-shape":
+            raise SageLLMError(ErrorCode.INVALID_REQUEST, "of another shape", "model")
+        self.model_key = path.name
+        self._forget()
+
+    def _forget(self) -> None:
+        self._slots.clear()
+        self._tables.clear()
+        self._cache = [{} for _ in self._windows]
 
     def stop(self) -> None:
         self.stopped = True

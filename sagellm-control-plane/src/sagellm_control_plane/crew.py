@@ -15,12 +15,13 @@ from typing import Any
 
 import anyio
 
-from sagellm_protocol import EngineRecord, EngineSpec, EngineState, EngineStats, ErrorCode, SageLLMError
+from sagellm_protocol import EngineRecord, EngineSpec, EngineState, EngineStats, ErrorCode, SageLLMError, SleepControl
 
 from .background import Background
 from .dispatch import Dispatcher
 from .fleet import Attached, Fleet, Launched, Member
 from .settings import PlaneSettings
+from .sleeping import sleeper
 from .starting import free, release, start
 
 log = logging.getLogger(__name__)
@@ -267,6 +268,30 @@ class Crew:
         if member.state is EngineState.READY:
             member.unwanted = True
             member.become(EngineState.DRAINING)
+            self._dispatcher.fleet_changed()
+
+    async def change(self, engine_id: str, change: Callable[[SleepControl], Awaitable[None]]) -> None:
+        """Have an engine give up memory or take it back; nothing is sent to it until it says that it is ready.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND`` for an unknown id; ``UNAVAILABLE`` for one that does not run; ``UNSUPPORTED``
+                for one that cannot; what the engine raises.
+        """
+        member = self._fleet.member(engine_id)
+        if member.engine is None:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, f"engine {engine_id} is {member.state.value}")
+        changing = asyncio.ensure_future(change(sleeper(member.engine)))
+        try:
+            await asyncio.sleep(0)  # it has said what it does by then, where it is in this process
+            self._learn(member)
+            await changing
+        finally:
+            changing.cancel()
+            self._learn(member)
+
+    def _learn(self, member: Member) -> None:
+        if member.engine is not None and member.state is not EngineState.STOPPED:
+            member.learn(self._settings.default_capacity, self._settings.slack)
             self._dispatcher.fleet_changed()
 
     async def stop(self, engine_id: str, drain_s: float | None = None) -> None:

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from sagellm_protocol import ErrorCode, KVEventBatch, SageLLMError
+from sagellm_protocol import EngineState, ErrorCode, KVEventBatch, SageLLMError
 from sagellm_protocol.features import refuse_unknown
 
 from .fleet import Fleet, Member
@@ -210,4 +210,6 @@ def why_not(ticket: Ticket, serving: Sequence[Member], names: Sequence[str]) -> 
         f"{member.engine_id} is {member.info.state.value}" + (f" ({member.info.error})" if member.info.error else "")
         for member in serving
     )
-    return SageLLMError(ErrorCode.UNAVAILABLE, f"no engine can serve {request.model!r} now: {states}")
+    asleep = any(member.told is EngineState.SLEEPING for member in serving)
+    fix = "; wake it (POST /wake_up of a gateway)" if asleep else ""
+    return SageLLMError(ErrorCode.UNAVAILABLE, f"no engine can serve {request.model!r} now: {states}{fix}")

@@ -202,6 +202,8 @@ class Member:
     @property
     def hopeful(self) -> bool:
         """Whether it takes requests, or may before long without anyone's doing."""
+        if self.told is EngineState.SLEEPING and self.state is EngineState.READY:
+            return self.restarting
         return self.restarting or self.state in (EngineState.STARTING, EngineState.READY)
 
     def learn(self, default_capacity: int, slack: float) -> None:

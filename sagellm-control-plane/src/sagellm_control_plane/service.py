@@ -32,11 +32,12 @@ from sagellm_protocol import (
     SageLLMError,
     ScoreRequest,
     ScoreResponse,
+    SleepMode,
     StartEvent,
     StreamEvent,
 )
 from sagellm_protocol.features import features_of
-from sagellm_protocol.interfaces import Engine
+from sagellm_protocol.interfaces import Engine, check_sleep
 
 from . import relay
 from .background import Background
@@ -208,6 +209,19 @@ class ControlPlaneService:
     async def stop_engine(self, engine_id: str, drain_s: float | None = None) -> None:
         """Stop an engine this plane launched, or let go of one it attached."""
         await self.crew.stop(engine_id, drain_s)
+
+    async def sleep_engine(self, engine_id: str, level: int = 1, mode: SleepMode = "wait") -> None:
+        """Have an engine give memory up."""
+        check_sleep(level, mode)
+        await self.crew.change(engine_id, lambda engine: engine.sleep(level, mode))
+
+    async def wake_engine(self, engine_id: str) -> None:
+        """Have an engine be ready again."""
+        await self.crew.change(engine_id, lambda engine: engine.wake())
+
+    async def reload_engine(self, engine_id: str, model: str, revision: str | None = None) -> None:
+        """Have an engine take other weights."""
+        await self.crew.change(engine_id, lambda engine: engine.reload(model, revision))
 
     # --- how a request goes -------------------------------------------------------------------------------------------
 

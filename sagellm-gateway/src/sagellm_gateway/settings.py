@@ -54,6 +54,9 @@ class GatewaySettings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode, Listed] = ()
     """Origins whose pages may call from a browser; ``*`` is any, and then without credentials."""
 
+    allow_management: bool = False
+    """Let callers put engines to sleep, wake them and reload their weights; each with a key, where there are keys."""
+
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
     max_header_bytes: int = Field(default=64 * 2**10, ge=1024)
     max_prompts: int = Field(default=256, ge=1)

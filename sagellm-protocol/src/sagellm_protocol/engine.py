@@ -113,6 +113,8 @@ class EngineState(str, Enum):
     READY = "READY"
     DRAINING = "DRAINING"
     """Finishes what it has and takes nothing new."""
+    SLEEPING = "SLEEPING"
+    """Has given up its cache, and its weights if it was told to; takes nothing until it is woken."""
     STOPPED = "STOPPED"
     ERROR = "ERROR"
     """Dead or unreachable; ``EngineInfo.error`` says why."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from pydantic import Field
 
 from ._wire import Ask, Report
 from .blocks import BlockHash, KVEventBatch
 from .engine import EngineInfo, EngineSpec, EngineState, EngineStats
-from .errors import ErrorCode
+from .errors import ErrorCode, SageLLMError
 from .events import StreamEvent
 from .requests import EmbedRequest, Request, ScoreRequest
 from .responses import EmbedResponse, ScoreResponse
@@ -134,6 +134,82 @@ class KVEventSource(Protocol):
 
         A reader that falls behind loses batches, and sees it by the gap in their ``sequence``.
         """
+        ...
+
+
+SleepMode = Literal["wait", "abort"]
+"""What becomes of requests in flight when an engine goes to sleep: they finish first, or end as cancelled."""
+
+
+def check_sleep(level: int, mode: str) -> None:
+    """Refuse a level or a mode that there is not.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST``.
+    """
+    if level not in (1, 2):
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST, f"level={level}: 1 gives up the cache, 2 gives up weights, too", "level"
+        )
+    if mode not in get_args(SleepMode):
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST, f"mode={mode!r}: wait for requests in flight, or abort them", "mode"
+        )
+
+
+@runtime_checkable
+class SleepControl(Protocol):
+    """What an engine also is when it can give up its memory for a while, and change its weights in place."""
+
+    async def sleep(self, level: int = 1, mode: SleepMode = "wait") -> None:
+        """Give memory up; ``info.state`` is ``SLEEPING`` from this call on, and new requests are ``UNAVAILABLE``.
+
+        Args:
+            level: 1 gives up the cache and keeps weights in host memory; 2 gives up weights, too.
+            mode: What becomes of requests in flight.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` for another level or mode; ``CONFLICT`` for an engine that is not ready.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Be ready again, with an empty cache. Does nothing for an engine that is.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` for an engine that neither sleeps nor is ready; why it cannot be woken.
+        """
+        ...
+
+    async def reload(self, model: str, revision: str | None = None) -> None:
+        """Take other weights of the same shape, once requests in flight have ended; ready with an empty cache then.
+
+        It goes on serving under the same names; ``model_key`` changes with the weights.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` naming what differs in shape; why it cannot be loaded. The weights are
+                those from before then.
+        """
+        ...
+
+
+@runtime_checkable
+class SleepManager(Protocol):
+    """What a control plane also is when it passes :class:`SleepControl` on to its engines.
+
+    Each raises ``NOT_FOUND`` for an unknown id, ``UNSUPPORTED`` for an engine that cannot, and what the engine raises.
+    """
+
+    async def sleep_engine(self, engine_id: str, level: int = 1, mode: SleepMode = "wait") -> None:
+        """Have an engine give memory up."""
+        ...
+
+    async def wake_engine(self, engine_id: str) -> None:
+        """Have an engine be ready again."""
+        ...
+
+    async def reload_engine(self, engine_id: str, model: str, revision: str | None = None) -> None:
+        """Have an engine take other weights."""
         ...
 
 

@@ -15,6 +15,9 @@ Every path stands under :data:`PREFIX`. Bodies are JSON of this package's models
 ``POST /score``             a ScoreRequest in, a ScoreResponse out
 ``POST /abort``             :class:`AbortCall` in, :class:`AbortAnswer` out
 ``POST /drain``             no body; 204 once drained
+``POST /sleep``             :class:`SleepCall` in; 204 once it sleeps
+``POST /wake``              no body; 204 once it is ready
+``POST /reload``            :class:`ReloadCall` in; 204 once it is ready with other weights
 ==========================  =====================================================================================
 
 **Framing.** ``/generate`` answers 200 with ``application/x-ndjson``: one event a line, in UTF-8 JSON. A blank line is a
@@ -38,8 +41,8 @@ from __future__ import annotations
 
 from ._wire import PROTOCOL_VERSION, Ask, Report
 from .errors import ErrorCode, ErrorInfo, SageLLMError
-from .interfaces import RenderedPrompt
-from .requests import Request, RequestId
+from .interfaces import RenderedPrompt, SleepMode
+from .requests import Name, Request, RequestId
 
 PREFIX = "/engine/v0"
 VERSION_HEADER = "sagellm-protocol"
@@ -65,6 +68,20 @@ class AbortAnswer(Report):
     """Answer of ``/abort``."""
 
     aborted: bool
+
+
+class SleepCall(Ask):
+    """Body of ``/sleep``; fields as in :meth:`~sagellm_protocol.interfaces.SleepControl.sleep`."""
+
+    level: int = 1
+    mode: SleepMode = "wait"
+
+
+class ReloadCall(Ask):
+    """Body of ``/reload``; the model as the server's host finds it."""
+
+    model: Name
+    revision: str | None = None
 
 
 class ErrorBody(Report):

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from sagellm_control_plane.sleeping import sleeper
 from sagellm_protocol import (
     PROTOCOL_VERSION,
     EmbedRequest,
@@ -40,6 +41,8 @@ from sagellm_protocol.remote import (
     AbortCall,
     ErrorBody,
     GenerateCall,
+    ReloadCall,
+    SleepCall,
     check_version,
 )
 
@@ -83,6 +86,9 @@ class EngineApp:
                 Route(PREFIX + "/score", self._done(ScoreRequest, engine.score), methods=["POST"]),
                 Route(PREFIX + "/abort", self._done(AbortCall, self._abort), methods=["POST"]),
                 Route(PREFIX + "/drain", self._drain, methods=["POST"]),
+                Route(PREFIX + "/sleep", self._changed(self._sleep), methods=["POST"]),
+                Route(PREFIX + "/wake", self._changed(self._wake), methods=["POST"]),
+                Route(PREFIX + "/reload", self._changed(self._reload), methods=["POST"]),
             ]
         )
 
@@ -169,6 +175,31 @@ class EngineApp:
     async def _drain(self, http: HttpRequest) -> Response:
         await self._engine.drain()
         return Response(status_code=204)
+
+    def _changed(
+        self, change: Callable[[HttpRequest], Awaitable[None]]
+    ) -> Callable[[HttpRequest], Awaitable[Response]]:
+        """A route that changes what the engine holds in memory, and answers once that is done."""
+
+        async def route(http: HttpRequest) -> Response:
+            try:
+                await change(http)
+            except SageLLMError as error:
+                return _refusal(error)
+            return Response(status_code=204)
+
+        return route
+
+    async def _sleep(self, http: HttpRequest) -> None:
+        call = await self._read(http, SleepCall)
+        await sleeper(self._engine).sleep(call.level, call.mode)
+
+    async def _wake(self, http: HttpRequest) -> None:
+        await sleeper(self._engine).wake()
+
+    async def _reload(self, http: HttpRequest) -> None:
+        call = await self._read(http, ReloadCall)
+        await sleeper(self._engine).reload(call.model, call.revision)
 
     async def _generate(self, http: HttpRequest, send: Send) -> None:
         try:

@@ -31,10 +31,12 @@ from sagellm_protocol import (
     SageLLMError,
     ScoreRequest,
     ScoreResponse,
+    SleepMode,
     StreamEvent,
     is_terminal,
     parse_event,
 )
+from sagellm_protocol.interfaces import check_sleep
 from sagellm_protocol.remote import (
     PREFIX,
     SILENCE_LIMIT_S,
@@ -43,6 +45,8 @@ from sagellm_protocol.remote import (
     AbortCall,
     ErrorBody,
     GenerateCall,
+    ReloadCall,
+    SleepCall,
     check_version,
 )
 
@@ -200,6 +204,26 @@ class RemoteEngine:
     async def drain(self) -> None:
         """Have the server drain; returns once it has, however long that takes."""
         await self._exchange("POST", "/drain", None, None)
+        await self.stats()
+
+    async def sleep(self, level: int = 1, mode: SleepMode = "wait") -> None:
+        """Have the server's engine give memory up; returns once it has, however long requests in flight take."""
+        check_sleep(level, mode)
+        await self._change("/sleep", SleepCall(level=level, mode=mode).to_wire())
+
+    async def wake(self) -> None:
+        """Have the server's engine be ready again."""
+        await self._change("/wake", None)
+
+    async def reload(self, model: str, revision: str | None = None) -> None:
+        """Have the server's engine take other weights, found where the server runs."""
+        await self._change("/reload", ReloadCall(model=model, revision=revision).to_wire())
+
+    async def _change(self, path: str, body: bytes | None) -> None:
+        try:
+            await self._exchange("POST", path, body, None)
+        finally:
+            self._stale = True
         await self.stats()
 
     async def stop(self) -> None:

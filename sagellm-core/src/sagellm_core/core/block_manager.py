@@ -181,6 +181,11 @@ class BlockManager:
         sequence.published = 0
         sequence.num_computed = 0
 
+    def clear(self) -> None:
+        """Forget every prefix. Blocks that are held stay held."""
+        for pool in self.pools:
+            pool.clear()
+
     def held(self, sequences: Iterable[Sequence]) -> tuple[int, list[int]]:
         """What sequences hold together, shared blocks counted once.
 

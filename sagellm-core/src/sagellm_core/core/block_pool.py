@@ -42,6 +42,10 @@ class Observers:
         """Tell another one, too."""
         self._observers.append(observer)
 
+    def drop(self, observer: CacheObserver) -> None:
+        """Tell one no more."""
+        self._observers.remove(observer)
+
     def stored(self, block: BlockHash, parent: BlockHash | None) -> None:
         """``block`` can be found from now on."""
         for observer in self._observers:

@@ -11,7 +11,8 @@ from sagellm_core.executor.backends import open_backend
 from sagellm_core.executor.inline import InlineExecutor
 from sagellm_core.grammar.store import GrammarStore
 from sagellm_core.loading import open_checkpoint
-from sagellm_core.loading.pooling import read_pooling, settle_pooling
+from sagellm_core.loading.base import Checkpoint
+from sagellm_core.loading.pooling import PoolingConfig, read_pooling, settle_pooling
 from sagellm_core.offload.open import shelf_opener
 from sagellm_core.options import pooling_option, step_log_option
 from sagellm_protocol.engine import EngineSpec
@@ -33,9 +34,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     Raises:
         SageLLMError: With the root cause and its fix.
     """
-    checkpoint = open_checkpoint(path, spec.load_format, seed=spec.seed or 0, context=spec.max_model_len)
-    settled = settle_pooling(checkpoint.config, read_pooling(path), pooling_option(spec))
-    checkpoint.config, pooling = settled.config, settled.pooling
+    checkpoint, pooling = _open(spec, path)
     backend = open_backend(spec.device, dtype=spec.dtype, threads=spec.threads)
     grammars = GrammarStore(checkpoint.config.vocab_size, checkpoint.config.eos_token_ids)
     draft = open_draft(spec, path, checkpoint.config)
@@ -49,6 +48,8 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         pooling=None if pooling is None else pooling.kind,
         speculative=spec.speculative,
         draft=draft,
+        path=path,
+        reopen=lambda place: _open(spec, place)[0],
     )
     checkpoint.release()
     if draft is not None:
@@ -80,3 +81,11 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         drafting=None if asked is None else DraftPolicy(asked.tokens, adaptive=asked.adaptive),
         step_log=None if where is None else StepLog(where),
     )
+
+
+def _open(spec: EngineSpec, path: Path) -> tuple[Checkpoint, PoolingConfig | None]:
+    """The checkpoint at ``path``, and how its model pools."""
+    checkpoint = open_checkpoint(path, spec.load_format, seed=spec.seed or 0, context=spec.max_model_len)
+    settled = settle_pooling(checkpoint.config, read_pooling(path), pooling_option(spec))
+    checkpoint.config = settled.config
+    return checkpoint, settled.pooling

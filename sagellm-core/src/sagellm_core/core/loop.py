@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import msgspec
 
@@ -22,6 +23,7 @@ from sagellm_core.offload.offload import Offload
 from sagellm_core.offload.shelf import Shelf
 from sagellm_protocol.backend import KVSpec
 from sagellm_protocol.blocks import BlockHash, root_hash
+from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.logs import naming
 
 from .block_manager import BlockManager, group_specs
@@ -128,9 +130,11 @@ class EngineCore:
             CacheLayout(limits.num_blocks, limits.block_size, limits.max_num_seqs, limits.max_model_len)
         )
         self._block_bytes = _block_bytes(info.kv_specs, groups, self._kv_bytes, limits.num_blocks)
+        self._open_shelf = open_shelf
+        self._observers = observers
         self._offload: Offload | None = None
-        if open_shelf is not None:
-            self._offload = self._open_offload(open_shelf, observers)
+        self._reopen_offload()
+        self._asleep = False
         self._model_key = info.model_key
         self._arrivals = count()
         self._requests: dict[int, _Request] = {}
@@ -157,6 +161,11 @@ class EngineCore:
         return bool(self._requests) and not self._stalled
 
     @property
+    def steps(self) -> int:
+        """Steps made so far."""
+        return self._scheduler.steps
+
+    @property
     def has_chores(self) -> bool:
         """Whether :meth:`settle` would do anything, with nothing to wait for."""
         return self._offload is not None and self._offload.has_work
@@ -170,6 +179,8 @@ class EngineCore:
         length, longest = len(request.prompt), self.limits.max_model_len
         if not 0 < length < longest:
             raise ValueError(f"a prompt of {length} tokens leaves no room in a context of {longest}")
+        if self._asleep:
+            raise ValueError("the core sleeps")
         if (origin, request.ticket) in self._by_ticket:
             raise ValueError(f"ticket {request.ticket} is in flight already")
         if request.sampling.grammar is not None and self._grammars is None:
@@ -380,6 +391,51 @@ class EngineCore:
         names = dict.fromkeys(self._requests[sequence.request].name for sequence in rows)
         return ",".join(name for name in names if name is not None) or None
 
+    def sleep(self, level: int) -> None:
+        """Give up the cache and, at level 2, the weights; what is to outlive the cache is written first.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` while requests are in flight.
+        """
+        self._empty()
+        self._asleep = True
+        self._executor.sleep(level)
+
+    def wake_up(self) -> None:
+        """Be able to step again.
+
+        Raises:
+            SageLLMError: Why not; it still sleeps.
+        """
+        if self._asleep:
+            self._executor.wake()
+            self._asleep = False
+
+    def reload(self, path: Path) -> None:
+        """Take the weights of another model of the same shape; nothing of the cache holds any more.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` while requests are in flight; as :meth:`Executor.reload`.
+        """
+        self._empty()
+        try:
+            self._executor.reload(path)
+        finally:
+            self._asleep = False
+            if self._executor.info.model_key != self._model_key:
+                self._model_key = self._executor.info.model_key
+                self.kv_log.cleared()
+                self._reopen_offload()
+
+    def _empty(self) -> None:
+        if self._requests:
+            raise SageLLMError(
+                ErrorCode.CONFLICT, f"{len(self._requests)} requests are in flight; wait for them, or abort them"
+            )
+        if self._offload is not None:
+            self._offload.flush()
+        self._blocks.clear()
+
     def stats(self) -> CoreStats:
         """Its load now."""
         scheduler, counts = self._scheduler, self._blocks.counts()
@@ -432,12 +488,22 @@ class EngineCore:
             self._step_log.close()
         self._executor.stop()
 
-    def _open_offload(self, open_shelf: Callable[[BlockLayout], Shelf], observers: Observers) -> Offload:
+    def _reopen_offload(self) -> None:
+        """Keep blocks where those of the model that is loaded belong."""
+        if self._open_shelf is None:
+            return
+        if self._offload is not None:
+            self._observers.drop(self._offload)
+            self._offload.stop()
+        self._offload = self._open_offload(self._open_shelf)
+        self._observers.add(self._offload)
+
+    def _open_offload(self, open_shelf: Callable[[BlockLayout], Shelf]) -> Offload:
         assert isinstance(self._blocks, BlockManager)
         assert len(self._blocks.pools) == 1, "a block of several groups has no one place"
         limits, executor = self.limits, self._executor
         layout = layout_of(executor.info, executor.kv_layout, limits.block_size, self._kv_bytes // limits.num_blocks)
-        offload = Offload(
+        return Offload(
             self._blocks.pools[0],
             limits.block_size,
             executor,
@@ -445,8 +511,6 @@ class EngineCore:
             self.kv_log,
             lambda: self.wake(),  # noqa: PLW0108 - it is replaced by whoever serves
         )
-        observers.add(offload)
-        return offload
 
     def _waits_for_blocks(self, sequence: Sequence) -> bool:
         return self._offload is not None and self._offload.hold(sequence)

@@ -53,6 +53,9 @@ class NoBlocks:
         """There is nothing to take; what was computed is gone."""
         sequence.num_computed = 0
 
+    def clear(self) -> None:
+        """There is nothing to forget."""
+
     def held(self, sequences: Iterable[Sequence]) -> tuple[int, list[int]]:
         """No tokens, in no groups."""
         return 0, []

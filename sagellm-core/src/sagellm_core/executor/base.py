@@ -6,6 +6,7 @@ Knows nothing of how many processes or devices stand behind it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from typing_extensions import Buffer
@@ -119,6 +120,27 @@ class Executor(Protocol):
 
     def run(self, plan: StepPlan) -> Pending:
         """Start a step."""
+        ...
+
+    def sleep(self, level: int) -> None:
+        """Give up the cache, and at level 2 the weights. Nothing may be run until :meth:`wake`."""
+        ...
+
+    def wake(self) -> None:
+        """Have both again, the cache empty and of the same layout.
+
+        Raises:
+            SageLLMError: Weights cannot be loaded; it still sleeps.
+        """
+        ...
+
+    def reload(self, path: Path) -> None:
+        """Take the weights of another model of the same shape; the cache is empty then, and it does not sleep.
+
+        Raises:
+            SageLLMError: ``INVALID_REQUEST`` naming what differs; why they cannot be loaded. It has those from before,
+                and does not sleep.
+        """
         ...
 
     def stop(self) -> None:

@@ -5,8 +5,10 @@ Knows nothing of processes or ranks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import Buffer
@@ -17,6 +19,7 @@ from sagellm_core.grammar.base import Grammars
 from sagellm_core.loading.base import Checkpoint
 from sagellm_core.loading.config import ModelConfig
 from sagellm_core.loading.pooling import PoolingKind
+from sagellm_core.models.base import Model
 from sagellm_core.models.encoder import Encoder
 from sagellm_protocol.backend import Backend, KVCache, MemoryInfo
 from sagellm_protocol.devices import BackendCapabilities, DType
@@ -28,6 +31,7 @@ from .base import CacheLayout, ModelInfo
 from .drafting import drafting_stage
 from .encoding import EncoderRunner
 from .pooling import Pooler
+from .released import refuse_other_shape, release_memory
 from .runner import Runner
 from .slots import Slots
 
@@ -56,6 +60,8 @@ class InlineExecutor:
         grammars: Those that sequences follow, compiled before a plan names them.
         speculative: How tokens are drafted, if plans have some verified.
         draft: Configuration and weights of the model that drafts, where one does.
+        path: Where the checkpoint is.
+        reopen: Opens the one at a path; without it weights are not given up.
 
     Raises:
         SageLLMError: ``UNSUPPORTED`` for a type, quantisation or architecture that is not offered; ``INVALID_REQUEST``
@@ -74,6 +80,8 @@ class InlineExecutor:
         grammars: Grammars | None = None,
         speculative: Speculation | None = None,
         draft: Checkpoint | None = None,
+        path: Path | None = None,
+        reopen: Callable[[Path], Checkpoint] | None = None,
     ) -> None:
         capabilities = ops.capabilities()
         computed_in = compute_dtype(capabilities, _wanted(checkpoint.config, capabilities, dtype))
@@ -81,7 +89,10 @@ class InlineExecutor:
         check_quantization(capabilities, quantization, checkpoint.config.quantization)
         config = checkpoint.config
         self._ops = ops
-        self._model = models.load(checkpoint, ops, computed_in, quantization)
+        self._path, self._reopen = path, reopen
+        self._config = config
+        self._layout: CacheLayout | None = None
+        self._model: Model | Encoder | None = models.load(checkpoint, ops, computed_in, quantization)
         self._grammars = grammars
         self._drafting = drafting_stage(speculative, self._model, ops, draft, computed_in, quantization)
         self._runner: Runner | EncoderRunner | None = None
@@ -120,6 +131,8 @@ class InlineExecutor:
     def allocate(self, layout: CacheLayout) -> int:
         """Make the cache and the slots."""
         assert self._runner is None, "the cache is made once"
+        assert self._model is not None, "there are no weights"
+        self._layout = layout
         model, ops, pooling = self._model, self._ops, self._info.pooling
         if isinstance(model, Encoder):
             assert pooling is not None, "an encoder's hidden states are pooled"
@@ -156,6 +169,45 @@ class InlineExecutor:
         if self._runner is None:
             raise SageLLMError(ErrorCode.INTERNAL, "a plan came before the cache was made")
         return Done(self._runner.run(plan))
+
+    def sleep(self, level: int) -> None:
+        """Give up the cache, and at level 2 the weights."""
+        self._runner = None
+        if level > 1 and self._reopen is not None:
+            self._model = None
+        release_memory()
+
+    def wake(self) -> None:
+        """Have both again."""
+        if self._model is None:
+            self._load(self._opened(self._path))
+        if self._runner is None:
+            assert self._layout is not None, "the cache was never made"
+            self.allocate(self._layout)
+
+    def reload(self, path: Path) -> None:
+        """Take the weights of another model of the same shape."""
+        try:
+            checkpoint = self._opened(path)
+            refuse_other_shape(self._config, checkpoint.config)
+            self._runner = None
+            self._model = None  # first: there need not be room for both
+            release_memory()
+            self._load(checkpoint)
+            self._path = path
+        finally:
+            self.wake()  # with those from before, where these cannot be loaded
+
+    def _opened(self, path: Path | None) -> Checkpoint:
+        assert path is not None
+        assert self._reopen is not None, "weights were given up that cannot be had again"
+        return self._reopen(path)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        self._model = models.load(checkpoint, self._ops, self._info.dtype, self._info.quantization)
+        self._info = replace(self._info, model_key=checkpoint.key, eos_token_ids=checkpoint.config.eos_token_ids)
+        self._config = checkpoint.config
+        checkpoint.release()
 
     def stop(self) -> None:
         """Let go of the cache."""

@@ -11,11 +11,12 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from importlib import metadata
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,7 +32,7 @@ from sagellm_protocol.devices import DeviceInfo
 from sagellm_protocol.engine import EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.events import ErrorEvent, StreamEvent, is_terminal
-from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding
+from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding, SleepMode, check_sleep
 from sagellm_protocol.logs import name_of, naming
 from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, ScoreResponse, Vector
@@ -98,6 +99,7 @@ class FrontEngine:
         self._by_id: dict[str, Job | PooledJob] = {}
         self._claimed: set[str] = set()  # ids of requests that are being rendered
         self._given_up: set[str] = set()  # those of them that were aborted meanwhile
+        self._memory = asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
         self._tickets = count()
@@ -210,6 +212,73 @@ class FrontEngine:
             self._state = EngineState.DRAINING
         await self._idle.wait()
 
+    async def sleep(self, level: int = 1, mode: SleepMode = "wait") -> None:
+        """Give up the cache and, at level 2, the weights; new requests are refused from this call on."""
+        check_sleep(level, mode)
+        if self._state not in (EngineState.READY, EngineState.SLEEPING):
+            raise SageLLMError(ErrorCode.CONFLICT, f"the engine cannot be put to sleep: it is {self._state.value}")
+        before, self._state = self._state, EngineState.SLEEPING
+        await _through(self._go_to_sleep(level, mode, before))
+
+    async def wake(self) -> None:
+        """Be ready again, with an empty cache."""
+        if self._state is EngineState.READY:
+            return
+        if self._state is not EngineState.SLEEPING:
+            raise SageLLMError(ErrorCode.CONFLICT, f"the engine cannot be woken: it is {self._state.value}")
+        await _through(self._wake())
+
+    async def reload(self, model: str, revision: str | None = None) -> None:
+        """Take other weights of the same shape, once what is in flight has ended."""
+        if self._state not in (EngineState.READY, EngineState.SLEEPING):
+            raise SageLLMError(ErrorCode.CONFLICT, f"weights cannot be reloaded: the engine is {self._state.value}")
+        path = await asyncio.to_thread(self._locate, model, revision)
+        if self._state not in (EngineState.READY, EngineState.SLEEPING):  # it took a while to find
+            raise SageLLMError(ErrorCode.CONFLICT, f"weights cannot be reloaded: the engine is {self._state.value}")
+        self._state = EngineState.SLEEPING
+        await _through(self._reload(path))
+        self._spec = self._spec.model_copy(
+            update={"model": model, "revision": revision, "served_names": self._spec.names}
+        )
+
+    async def _go_to_sleep(self, level: int, mode: SleepMode, before: EngineState) -> None:
+        async with self._changing(EngineState.SLEEPING, back_to=before):
+            if mode == "abort":
+                self._fail_all(SageLLMError(ErrorCode.CANCELLED, "the engine was put to sleep"))
+            await self._idle.wait()
+            await self._live_link.control("sleep", level)
+
+    async def _wake(self) -> None:
+        async with self._changing(EngineState.READY, back_to=EngineState.SLEEPING):
+            await self._live_link.control("wake")
+
+    async def _reload(self, path: Path) -> None:
+        async with self._changing(EngineState.READY, back_to=EngineState.READY):
+            await self._idle.wait()
+            self._take_over(await self._live_link.control("reload", path=str(path)))
+
+    @asynccontextmanager
+    async def _changing(self, to: EngineState, *, back_to: EngineState) -> AsyncIterator[None]:
+        """Take nothing new while memory changes hands: one change at a time, and a stop or a death meanwhile stands."""
+        async with self._memory:
+            self._state = EngineState.SLEEPING
+            try:
+                yield
+            except BaseException:
+                self._become(back_to)
+                raise
+            self._become(to)
+
+    def _become(self, state: EngineState) -> None:
+        if self._state is EngineState.SLEEPING:  # neither stopped nor dead by now
+            self._state = state
+
+    @property
+    def _live_link(self) -> CoreLink:
+        if self._link is None:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, "the engine was stopped")
+        return self._link
+
     async def stop(self) -> None:
         """End what is in flight as cancelled, and the core with it."""
         self._state = EngineState.STOPPED
@@ -245,17 +314,9 @@ class FrontEngine:
             self._form = await form
             loaded = self._form.tokenizer
             reader = await asyncio.to_thread(input_reader, spec, path, ready, loaded)
-            self._renderer = PromptRenderer(
-                tokenizer=loaded,
-                model_key=ready.model_key,
-                vocab_size=ready.vocab_size,
-                max_model_len=ready.max_model_len,
-                block_size=ready.block_size,
-                trust_request_chat_template=spec.trust_request_chat_template,
-            )
             self._reader = reader
             self._features = offered_features(ready, self._form, trusting=spec.trust_request_chat_template)
-            self._core = ready
+            self._take_over(ready)
             if self._kv_feed.wanted:
                 link.watch()
         except BaseException:
@@ -266,6 +327,19 @@ class FrontEngine:
                     task.exception()  # one of the two is being raised; the other is not news
             await self._unlink()
             raise
+
+    def _take_over(self, ready: Ready) -> None:
+        """Serve by what a core says of itself, from its start on or since its weights have changed."""
+        assert self._form is not None
+        self._renderer = PromptRenderer(
+            tokenizer=self._form.tokenizer,
+            model_key=ready.model_key,
+            vocab_size=ready.vocab_size,
+            max_model_len=ready.max_model_len,
+            block_size=ready.block_size,
+            trust_request_chat_template=self._spec.trust_request_chat_template,
+        )
+        self._core = ready
 
     async def _unlink(self) -> None:
         link, self._link = self._link, None
@@ -368,6 +442,10 @@ class FrontEngine:
 
     def _refuse(self, request: Request | EmbedRequest | ScoreRequest) -> None:
         """Raise for what cannot be served now, or not here."""
+        if self._state is EngineState.SLEEPING:
+            raise SageLLMError(
+                ErrorCode.UNAVAILABLE, "the engine sleeps; wake it (POST /wake_up of a gateway), or try again later"
+            )
         if self._state is not EngineState.READY:
             reason = f": {self._error}" if self._error else ""
             raise SageLLMError(ErrorCode.UNAVAILABLE, f"the engine is {self._state.value}{reason}")
@@ -596,6 +674,13 @@ class FrontEngine:
         del self._by_id[job.request.request_id]
         if not self._jobs:
             self._idle.set()
+
+
+async def _through(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for what cannot be left half done; it goes on without a caller that leaves."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to raise it to
+    await asyncio.shield(task)
 
 
 def _aborted() -> SageLLMError:

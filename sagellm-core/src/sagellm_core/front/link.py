@@ -9,12 +9,15 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Literal
 
 from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats, PoolRequest
 from sagellm_core.transport.base import CoreClient
 from sagellm_core.transport.messages import (
     Abort,
     Add,
+    Control,
+    Controlled,
     CoreMessage,
     KVChanges,
     Outputs,
@@ -25,6 +28,7 @@ from sagellm_core.transport.messages import (
     Teach,
     Watch,
 )
+from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 STATS_WAIT_S = 0.25
 """How long statistics wait for a core that is in the middle of a step, before the last ones known are given."""
@@ -59,6 +63,7 @@ class CoreLink:
         self._on_loss = lose
         self._heard_s: float | None = None
         self._pings: dict[int, asyncio.Future[None]] = {}
+        self._controls: dict[int, asyncio.Future[Controlled]] = {}
         self._numbers = count()
         self._taught = False
 
@@ -106,6 +111,26 @@ class CoreLink:
         if not self.lost:
             self._client.send(Watch())
 
+    async def control(self, action: Literal["sleep", "wake", "reload"], level: int = 1, path: str = "") -> Ready:
+        """Have the core change what it holds in memory; the core as it is then.
+
+        Raises:
+            SageLLMError: Why it was not done, or that the core ended meanwhile.
+        """
+        if self.lost:
+            raise SageLLMError(ErrorCode.ENGINE_FAILED, "the engine core has ended")
+        number = next(self._numbers)
+        answer = self._controls[number] = asyncio.get_running_loop().create_future()
+        self._client.send(Control(number, action, level, path))
+        try:
+            answered: Controlled = await answer
+        finally:
+            self._controls.pop(number, None)
+        failure = answered.failure
+        if failure is not None:
+            raise SageLLMError(ErrorCode(failure.code), failure.message, failure.param)
+        return answered.ready
+
     async def refresh(self) -> None:
         """Bring :attr:`stats` up to date, unless the core takes too long to answer."""
         if self.lost:
@@ -131,6 +156,10 @@ class CoreLink:
                 self._on_output(output)
         elif isinstance(message, KVChanges):
             self._on_kv(message)
+        elif isinstance(message, Controlled):
+            asked = self._controls.get(message.number)
+            if asked is not None and not asked.done():
+                asked.set_result(message)
         elif isinstance(message, Pong):
             self.stats = message.stats
             waiting = self._pings.pop(message.number, None)
@@ -142,4 +171,7 @@ class CoreLink:
         for waiting in self._pings.values():
             waiting.cancel()
         self._pings.clear()
+        for asked in self._controls.values():
+            if not asked.done():
+                asked.set_exception(SageLLMError(ErrorCode.ENGINE_FAILED, reason))
         self._on_loss(reason)

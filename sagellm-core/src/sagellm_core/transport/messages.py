@@ -5,6 +5,8 @@ Both ends are of one version and one host: a front starts its core. Knows nothin
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from sagellm_core.core.kv_log import KVChange
@@ -54,11 +56,27 @@ class Watch(msgspec.Struct, frozen=True, tag=True):
     """Tell what changes in the prefix cache from now on, by :class:`KVChanges`."""
 
 
+class Control(msgspec.Struct, frozen=True, tag=True):
+    """Change what the core holds in memory; answered by :class:`Controlled`.
+
+    Attributes:
+        number: The asker's, for the answer.
+        action: What to do.
+        level: For ``sleep``: whether weights go, too (2), or the cache alone (1).
+        path: For ``reload``: where the other model is.
+    """
+
+    number: int
+    action: Literal["sleep", "wake", "reload"]
+    level: int = 1
+    path: str = ""
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """Leave everything and end."""
 
 
-FrontMessage = Hello | Add | Pool | Teach | Abort | Ping | Watch | Stop
+FrontMessage = Hello | Add | Pool | Teach | Abort | Ping | Watch | Control | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -115,6 +133,20 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     stats: CoreStats
 
 
+class Controlled(msgspec.Struct, frozen=True, tag=True):
+    """What came of a :class:`Control`.
+
+    Attributes:
+        number: Its number.
+        ready: The core as it is now.
+        failure: Why it was not done.
+    """
+
+    number: int
+    ready: Ready
+    failure: Failed | None = None
+
+
 class KVChanges(msgspec.Struct, frozen=True, tag=True):
     """What one step changed in the prefix cache; numbered from 0 without a gap."""
 
@@ -126,7 +158,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """The core is alive. Sent when nothing else was for a while."""
 
 
-CoreMessage = Ready | Failed | Outputs | Pong | KVChanges | Heartbeat
+CoreMessage = Ready | Failed | Outputs | Pong | Controlled | KVChanges | Heartbeat
 
 encode = msgspec.msgpack.Encoder().encode
 decode_front = msgspec.msgpack.Decoder(FrontMessage).decode

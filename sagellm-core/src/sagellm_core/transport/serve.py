@@ -5,18 +5,24 @@ The same wherever the core runs. Knows no particular transport.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Hashable
 from itertools import count
+from pathlib import Path
 
-from sagellm_core.core.loop import EngineCore, Outputs as StepOutputs
+from sagellm_core.core.loop import CoreBroken, EngineCore, Outputs as StepOutputs
 from sagellm_core.core.request import CoreOutput, Ending
 from sagellm_core.core.sequence import Finish
+from sagellm_protocol.errors import ErrorCode
 
 from .base import Channel
+from .failure import failure_of
 from .messages import (
     Abort,
     Add,
+    Control,
+    Controlled,
     FrontMessage,
     Heartbeat,
     Hello,
@@ -30,6 +36,8 @@ from .messages import (
     Teach,
     Watch,
 )
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 """A front hears something at least this often, as long as steps are shorter."""
@@ -52,12 +60,16 @@ class _Service:
         self._ready = _ready(core)
         self._watchers: set[Hashable] = set()
         self._kv_numbers = count()
+        self._checked_steps = core.steps
         self._heard: dict[Hashable, float] = {}  # when each front was last sent something
 
     def run(self) -> None:
         while True:
             timeout_s = 0.0 if self._core.has_work or self._core.has_chores else HEARTBEAT_S
-            for front, message in self._channel.receive(timeout_s):
+            arrived = self._channel.receive(timeout_s)
+            if timeout_s and not arrived:
+                self._check()
+            for front, message in arrived:
                 if isinstance(message, Stop):
                     return
                 self._handle(front, message)
@@ -67,6 +79,20 @@ class _Service:
             if self._watchers:
                 self._tell_kv()
             self._beat()
+
+    def _check(self) -> None:
+        """After a second of idleness, see that the books balance; once for all steps made since.
+
+        Raises:
+            CoreBroken: They do not. Nothing is in flight that would be lost, and the core may be started anew.
+        """
+        if self._core.steps == self._checked_steps:
+            return
+        self._checked_steps = self._core.steps
+        try:
+            self._core.check_integrity()
+        except AssertionError as error:
+            raise CoreBroken(f"the books of the idle core do not balance: {error}") from error
 
     def _handle(self, front: Hashable, message: FrontMessage) -> None:
         if isinstance(message, Add):
@@ -88,11 +114,29 @@ class _Service:
         elif isinstance(message, Watch):
             self._core.kv_log.watched = True
             self._watchers.add(front)
+        elif isinstance(message, Control):
+            self._channel.send(front, self._controlled(message))
         elif isinstance(message, Teach):
             self._core.teach(message.vocabulary)
         elif isinstance(message, Hello):
             self._heard[front] = time.monotonic()
             self._channel.send(front, self._ready)
+
+    def _controlled(self, message: Control) -> Controlled:
+        failure = None
+        try:
+            if message.action == "sleep":
+                self._core.sleep(message.level)
+            elif message.action == "wake":
+                self._core.wake_up()
+            else:
+                self._core.reload(Path(message.path))
+        except Exception as error:  # told to the one who asked; the core is as it was
+            failure = failure_of(error)
+            if failure.code == ErrorCode.INTERNAL.value:
+                logger.exception("cannot %s", message.action)
+        self._ready = _ready(self._core)
+        return Controlled(message.number, self._ready, failure)
 
     def _tell_kv(self) -> None:
         changes = self._core.kv_log.take()

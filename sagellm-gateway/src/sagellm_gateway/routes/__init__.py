@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import chat, completions, embeddings, health, metrics, models, rerank
+from . import chat, completions, embeddings, health, management, metrics, models, rerank
 
 ROUTERS = (
     chat.router,
@@ -10,6 +10,7 @@ ROUTERS = (
     embeddings.router,
     rerank.router,
     models.router,
+    management.router,
     health.router,
     metrics.router,
 )

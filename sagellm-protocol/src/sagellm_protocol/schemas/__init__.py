@@ -20,7 +20,7 @@ from sagellm_protocol.errors import ErrorInfo
 from sagellm_protocol.events import StreamEvent
 from sagellm_protocol.interfaces import EngineRecord, ModelInfo, PlaneStatus, RenderedPrompt
 from sagellm_protocol.metrics import Metrics
-from sagellm_protocol.remote import AbortAnswer, AbortCall, ErrorBody, GenerateCall
+from sagellm_protocol.remote import AbortAnswer, AbortCall, ErrorBody, GenerateCall, ReloadCall, SleepCall
 from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, Response, ScoreResponse
 from sagellm_protocol.sampling import SamplingParams
@@ -28,6 +28,8 @@ from sagellm_protocol.sampling import SamplingParams
 MESSAGES: dict[str, Any] = {
     "AbortAnswer": AbortAnswer,
     "AbortCall": AbortCall,
+    "ReloadCall": ReloadCall,
+    "SleepCall": SleepCall,
     "BackendCapabilities": BackendCapabilities,
     "DeviceInfo": DeviceInfo,
     "EmbedRequest": EmbedRequest,

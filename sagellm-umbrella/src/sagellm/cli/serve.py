@@ -48,6 +48,10 @@ def serve(
     policy: Annotated[str, typer.Option(help="Order of the queue.")] = "fifo",
     routing: Annotated[str, typer.Option(help="How an engine is chosen.")] = "cost",
     max_queued: Annotated[int, typer.Option(min=0, help="Most requests that may wait.")] = 1024,
+    allow_management: Annotated[
+        bool,
+        typer.Option("--allow-management", help="Let callers put engines to sleep, wake them and reload weights."),
+    ] = False,
     drain: DrainOption = 30,
     as_json: JsonOption = False,
     *,
@@ -66,7 +70,9 @@ def serve(
       sagellm serve --attach http://127.0.0.1:8890 --attach http://127.0.0.1:8891
     """
     server = component("sagellm_gateway.server")
-    keys = {"api_keys": tuple(api_key)} if api_key else {}
+    keys: dict[str, Any] = {"api_keys": tuple(api_key)} if api_key else {}
+    if allow_management:
+        keys["allow_management"] = True
     settings = component("sagellm_gateway.settings").load_settings(host=host, port=port, drain_s=drain, **keys)
     plane: ControlPlane = plugins.make(
         plugins.CONTROL_PLANES, "default", ControlPlane, policy=policy, routing=routing, max_queued=max_queued
