@@ -29,6 +29,7 @@ def test_every_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPa
         "log_level": "debug",
         "api_keys": "a, b,",
         "allow_unauthenticated": "1",
+        "allow_management": "1",
         "open_paths": "/health,/metrics",
         "allowed_hosts": "box.example",
         "cors_origins": "https://a.example,https://b.example",

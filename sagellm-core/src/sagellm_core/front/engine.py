@@ -261,6 +261,8 @@ class FrontEngine:
     async def _changing(self, to: EngineState, *, back_to: EngineState) -> AsyncIterator[None]:
         """Take nothing new while memory changes hands: one change at a time, and a stop or a death meanwhile stands."""
         async with self._memory:
+            if self._state not in (EngineState.READY, EngineState.SLEEPING):
+                raise SageLLMError(ErrorCode.CONFLICT, f"the engine is {self._state.value}")
             self._state = EngineState.SLEEPING
             try:
                 yield
