@@ -11,6 +11,7 @@ import pytest
 
 from conftest import ask, mock, until
 from sagellm_control_plane.fleet import Launched, Member
+from sagellm_control_plane.routing import ToldCost
 from sagellm_control_plane.service import ControlPlaneService, create
 from sagellm_protocol import (
     SLO,
@@ -472,3 +473,22 @@ async def test_a_renderer_that_hangs_is_passed_over(planes: Planes) -> None:
     stuck.renderer.render = hang  # type: ignore[method-assign,assignment]
     results = await asyncio.gather(*(read(plane, ask()) for _ in range(6)))
     assert all(isinstance(events[-1], EndEvent) for events in results)
+
+
+async def test_prefixes_are_followed_as_engines_tell_of_their_caches(
+    planes: Callable[..., ControlPlaneService],
+) -> None:
+    plane = planes(routing="prefix_events")
+    for name in "ab":
+        await plane.start_engine(EngineSpec(engine="mock", model="m", block_size=4), engine_id=name)
+    prompt = "a prompt long enough to fill some blocks of four, and then some"
+    first = [event async for event in plane.submit(ask(prompt=prompt))]
+    assert isinstance(first[-1], EndEvent)
+    home = plane.ledger.outcomes.of()[-1].engine_id
+    router = plane.dispatcher.scheduler.router
+    assert isinstance(router, ToldCost)
+    row = plane.fleet.member(home or "").row
+    await until(lambda: row is not None and bool(vars(router)["_tells"][row]))
+    for _ in range(6):
+        assert isinstance([event async for event in plane.submit(ask(prompt=prompt))][-1], EndEvent)
+    assert {outcome.engine_id for outcome in plane.ledger.outcomes.of()} == {home}

@@ -327,3 +327,20 @@ def test_the_public_traces_are_what_was_published() -> None:
 def test_a_setup_without_engines_is_refused() -> None:
     with pytest.raises(SageLLMError, match="engines must be 1 or more"):
         Setup([])
+
+
+def test_routing_by_events_sees_what_caches_hold_also_where_guesses_would_be_wrong() -> None:
+    model = EngineModel(cache_tokens=400_000)
+    setup = Setup([model] * 4, routing="prefix_events")
+    simulation = Simulation(setup)
+    report = simulation.run(generate(workload_named("mooncake_conv", requests=400, rate_rps=2.0)))
+    assert report.completed + report.failed == 400
+    assert report.hit_rate is not None
+    random_report = simulate(
+        generate(workload_named("mooncake_conv", requests=400, rate_rps=2.0)), Setup([model] * 4, routing="random")
+    )
+    assert random_report.hit_rate is not None
+    assert report.hit_rate > 1.5 * random_report.hit_rate
+    told = vars(simulation.scheduler.router)["_told"]
+    for row, engine in enumerate(simulation.engines):
+        assert set(vars(told)["_held"][row]) == {*engine.cache._used, *engine.cache._idle}

@@ -10,12 +10,22 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
 
-from sagellm_protocol import EngineRecord, EngineSpec, EngineState, EngineStats, ErrorCode, SageLLMError, SleepControl
+from sagellm_protocol import (
+    EngineRecord,
+    EngineSpec,
+    EngineState,
+    EngineStats,
+    ErrorCode,
+    KVEventBatch,
+    SageLLMError,
+    SleepControl,
+)
+from sagellm_protocol.interfaces import KVEventSource
 
 from .background import Background
 from .dispatch import Dispatcher
@@ -105,8 +115,22 @@ class Crew:
         member.load.forget_foreign()
         member.learn(self._settings.default_capacity, self._settings.slack)
         self._fleet.rename(member, member.engine.info.served_names or member.names)
+        if self._dispatcher.wants_cache_events and isinstance(member.engine, KVEventSource):
+            # Asked for before anything is sent there: what comes later is only what changes.
+            self._background.spawn(self._listen(member, member.engine.kv_events()), f"listen {member.engine_id}")
         member.become(EngineState.READY)
         self._dispatcher.fleet_changed()
+
+    async def _listen(self, member: Member, events: AsyncIterator[KVEventBatch]) -> None:
+        """Pass on what an engine tells of its cache, until it stops."""
+        engine = member.engine
+        try:
+            async for batch in events:
+                if member.engine is not engine:
+                    return
+                self._dispatcher.cache_changed(member, batch)
+        except SageLLMError as error:
+            log.warning("engine %s tells no more of its cache: %s", member.engine_id, error.message)
 
     # --- watching -----------------------------------------------------------------------------------------------------
 

@@ -104,6 +104,11 @@ class Dispatcher:
             for call in self.scheduler.observers.calls("produced"):
                 call(ticket, member.row, tokens, self._clock())
 
+    @property
+    def wants_cache_events(self) -> bool:
+        """Whether anyone learns from what engines tell of their caches."""
+        return bool(self.scheduler.observers.calls("cache_changed"))
+
     def cache_changed(self, member: Member, batch: KVEventBatch) -> None:
         """An engine told what its prefix cache holds."""
         if member.row is not None:

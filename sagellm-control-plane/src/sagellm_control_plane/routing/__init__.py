@@ -57,4 +57,4 @@ def _is_router(made: object) -> TypeGuard[Router]:
     return isinstance(made, Router)
 
 
-__all__ = ["TABLE", "Cheapest", "LowestLatency", "PhaseRule", "Router", "able", "router_named"]
+__all__ = ["TABLE", "Cheapest", "LowestLatency", "PhaseRule", "Router", "ToldCost", "able", "router_named"]

@@ -16,8 +16,8 @@ from .work import PendingWork
 
 HELD_WEIGHT = 0.02
 """What a token held by answers under way counts beside one to compute."""
-HIT_WEIGHT = 1.0
-"""What a cached token counts."""
+HIT_WEIGHT = 3.0
+"""What a cached token counts: computing it elsewhere also displaces what is cached there."""
 
 
 class Cost(Router):

@@ -25,6 +25,8 @@ class BlockCache:
         self.cached_tokens = 0
         """Of named blocks that nobody uses."""
         self.evicted = 0
+        self.touched: dict[Hashable, None] | None = None
+        """Names that came or went since :meth:`take_changes`; ``None`` where nobody listens."""
         self._used: dict[Hashable, int] = {}
         self._idle: OrderedDict[Hashable, int] = OrderedDict()
 
@@ -55,6 +57,8 @@ class BlockCache:
                 continue
             if idle.pop(block, None) is not None:
                 self.cached_tokens -= size
+            elif self.touched is not None:
+                self.touched[block] = None
             used[block] = 1
             self.shared_tokens += size
         self.grow(private)
@@ -64,10 +68,20 @@ class BlockCache:
         self.private_tokens += tokens
         excess = self.used_tokens + self.cached_tokens - self.total_tokens
         while excess > 0 and self._idle:
-            _, size = self._idle.popitem(last=False)
+            block, size = self._idle.popitem(last=False)
+            if self.touched is not None:
+                self.touched[block] = None
             self.cached_tokens -= size
             self.evicted += 1
             excess -= size
+
+    def take_changes(self) -> tuple[tuple[Hashable, ...], tuple[Hashable, ...]]:
+        """Names that are here and names that are not, of those that changed since the last call."""
+        names = tuple(self.touched or ())
+        self.touched = {}
+        here = [name in self._used or name in self._idle for name in names]
+        stored = tuple(name for name, is_here in zip(names, here, strict=True) if is_here)
+        return stored, tuple(name for name, is_here in zip(names, here, strict=True) if not is_here)
 
     def give_back(self, blocks: Sequence[Hashable], size: int, private: int) -> None:
         """A sequence is done; its named blocks stay, the last of them first to go."""

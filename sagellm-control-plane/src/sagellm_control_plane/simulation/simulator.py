@@ -17,7 +17,7 @@ from sagellm_control_plane.load import Load
 from sagellm_control_plane.policies import Policy, policy_named
 from sagellm_control_plane.routing import Router, router_named
 from sagellm_control_plane.scheduling import Scheduler
-from sagellm_protocol import ErrorCode, SageLLMError
+from sagellm_protocol import BlocksRemoved, BlocksStored, ErrorCode, KVEventBatch, SageLLMError
 
 from .engine import SimEngine
 from .engine_model import EngineModel
@@ -68,6 +68,7 @@ class Simulation:
         self._events: list[tuple[float, int, int, int]] = []
         self._epochs = [0] * len(self.engines)
         self._measured = [0.0] * len(self.engines)
+        self._told = [0] * len(self.engines)
         self._pushed = 0
         self._longest = max(model.cache_tokens for model in setup.engines)
         self._shortest = min(model.cache_tokens for model in setup.engines)
@@ -88,6 +89,8 @@ class Simulation:
             load = Load()
             load.show_on(self.board, row)
             self.loads.append(load)
+            if observers.calls("cache_changed"):
+                self.engines[row].cache.touched = {}
             observers.tell("joined", row, self.board)
 
     # Candidates, to the scheduler.
@@ -187,6 +190,8 @@ class Simulation:
             load.leave(1, request.prompt_tokens, request.output_tokens, True, now)
             self.report.ended(request, now)
             observers.tell("left", request, row, now)
+        if engine.cache.touched:
+            self._tell_cache(engine, row)
         if now - self._measured[row] >= MEASURE_S:
             self._measured[row] = now
             load.measure(now)
@@ -204,6 +209,17 @@ class Simulation:
             if new:
                 request.told = produced
                 self.scheduler.observers.tell("produced", request, row, new, self.now)
+
+    def _tell_cache(self, engine: SimEngine, row: int) -> None:
+        """Tell what came and went, as an engine does after a step; names of a trace are no hashes, and not checked."""
+        here, gone = engine.cache.take_changes()
+        removed = BlocksRemoved.model_construct(block_hashes=gone)
+        stored = BlocksStored.model_construct(block_hashes=here, block_size=1)
+        batch = KVEventBatch.model_construct(
+            engine_id=self.board.engine_ids[row], epoch="", sequence=self._told[row], events=(removed, stored)
+        )
+        self._told[row] += 1
+        self.scheduler.observers.tell("cache_changed", row, batch)
 
     def _expire(self) -> None:
         """Let go of what waits past its deadline."""
