@@ -99,6 +99,8 @@ class Board:
     def __init__(self) -> None:
         self.version = 0
         """Changes with everything but load: whatever was derived from the rest is then stale."""
+        self.divided = False
+        """Whether an engine ever took a part of the work only."""
         self.engine_ids: list[str] = []
         """By row; empty for a row that is not alive."""
         self._adapters: list[frozenset[str]] = []
@@ -151,6 +153,7 @@ class Board:
             if column[row] != value:
                 column[row] = value
                 self.version += 1
+                self.divided = self.divided or name == "role"
 
     def hold_adapters(self, row: int, names: Collection[str]) -> None:
         """Note which adapters an engine holds now."""

@@ -62,6 +62,7 @@ class Scheduler(Generic[S]):
         self._rng = rng
         self._preferred: dict[Preference, Router] = {Preference.LATENCY: LowestLatency(), Preference.COST: Cheapest()}
         self._before: tuple[str, int] | None = None
+        self._free: tuple[tuple[str, int], Rows] | None = None
         self.observers = self._observers()
 
     def use(self, policy: Policy, now: float) -> None:
@@ -108,23 +109,33 @@ class Scheduler(Generic[S]):
         if not self.queue:
             return
         scene = self.scene(now)
+        self._free = None
         self.queue.place(scene, self.room, lambda request: self._place(request, scene, book))
 
     def room(self, model: str) -> bool:
         """Whether any engine of a model takes one more sequence."""
-        rows = self._candidates.rows(model)
-        return bool((self.board.ready[rows] & self.board.room(rows, 1)).any())
+        return bool(len(self._free_rows(model, 1)))
+
+    def _free_rows(self, model: str, sequences: int) -> Rows:
+        """Ready engines of a model with room; asked for twice a decision, and reckoned once."""
+        asked = (model, sequences)
+        if self._free is None or self._free[0] != asked:
+            rows = self._candidates.rows(model)
+            self._free = (asked, rows[self.board.ready[rows] & self.board.room(rows, sequences)])
+        return self._free[1]
 
     def _place(self, request: S, scene: Scene, book: Callable[[S, int], None]) -> bool:
         board = self.board
-        rows = self._candidates.rows(request.model)
-        rows = rows[board.ready[rows] & board.room(rows, self._candidates.sequences(request))]
-        rows = able(board, self._candidates.able(request, rows), request.role)
+        rows = self._free_rows(request.model, self._candidates.sequences(request))
+        rows = self._candidates.able(request, rows)
+        if board.divided:
+            rows = able(board, rows, request.role)
         if not len(rows):
             return False
         trusted = rows[~board.suspect[rows]]
         row = self._choose(request, trusted if len(trusted) else rows, scene)
         book(request, row)
+        self._free = None
         self._before = (request.model, row)
         self.observers.tell("placed", request, row, scene.now)
         return True

@@ -256,8 +256,8 @@ class ControlPlaneService:
         try:
             ticket = self._ticket(request, hints)
             self._askable(ticket, patient=True)
-            waiting = self._waiting
-            if waiting >= self.settings.max_queued + self.dispatcher.free_places(request.model):
+            waiting, most = self._waiting, self.settings.max_queued
+            if waiting >= most and waiting >= most + self.dispatcher.free_places(request.model):
                 raise SageLLMError(
                     ErrorCode.QUEUE_FULL,
                     f"{waiting} requests wait already, the most that may (max_queued={self.settings.max_queued});"
