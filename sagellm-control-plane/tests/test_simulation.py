@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from sagellm_control_plane.policies import TABLE as POLICIES
 from sagellm_control_plane.routing import TABLE as ROUTERS
+from sagellm_control_plane.settings import PlaneSettings
 from sagellm_control_plane.simulation import (
     EngineModel,
     Report,
@@ -30,6 +31,7 @@ from sagellm_control_plane.simulation.cache import BlockCache
 from sagellm_control_plane.simulation.capacity import as_if_shared, bound, capacity
 from sagellm_control_plane.simulation.engine import SimEngine
 from sagellm_control_plane.simulation.sketch import Sketch
+from sagellm_control_plane.simulation.study import source_of
 from sagellm_protocol import SageLLMError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "traces"
@@ -344,3 +346,19 @@ def test_routing_by_events_sees_what_caches_hold_also_where_guesses_would_be_wro
     told = vars(simulation.scheduler.router)["_told"]
     for row, engine in enumerate(simulation.engines):
         assert set(vars(told)["_held"][row]) == {*engine.cache._used, *engine.cache._idle}
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the public traces are not here")
+def test_the_default_holds_a_rate_that_baselines_lose_on_a_trace_with_prefixes() -> None:
+    source = source_of(str(SHARED / "mooncake_conversation.jsonl.gz"), rate_rps=12.5, keep=True)
+    late = int(0.1 * source.requests)
+
+    def kept(routing: str) -> bool:
+        report = Simulation(Setup([EngineModel()] * 8, routing=routing)).run(source.make(), most_late=late)
+        return report.late <= late
+
+    assert [kept(routing) for routing in (PlaneSettings().routing, "least_queued", "round_robin")] == [
+        True,
+        False,
+        False,
+    ]
