@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -15,7 +14,6 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from sagellm_protocol import (
-    DeltaEvent,
     EmbedRequest,
     EmbedResponse,
     EndEvent,
@@ -33,27 +31,25 @@ from sagellm_protocol import (
     ScoreRequest,
     ScoreResponse,
     SleepMode,
-    StartEvent,
     StreamEvent,
 )
-from sagellm_protocol.features import features_of
 from sagellm_protocol.interfaces import Engine, check_sleep
 
-from . import relay
+from .admission import Admission
+from .attempts import Attempts
 from .background import Background
 from .crew import Crew
-from .dispatch import Dispatcher, why_not
-from .fleet import Fleet, Member
+from .dispatch import Dispatcher
+from .fleet import Fleet
 from .ledger import Ledger
 from .policies import Fair, Policy, policy_named
 from .rendering import RenderDesk
 from .routing import router_named
 from .settings import PlaneSettings
-from .ticket import Hints, Ticket, estimated_tokens
+from .ticket import AnyRequest, Hints, Ticket
 
 R = TypeVar("R", EmbedRequest, ScoreRequest)
 T = TypeVar("T")
-AnyRequest = Request | EmbedRequest | ScoreRequest
 NO_HINTS = Hints()
 
 
@@ -88,10 +84,10 @@ class ControlPlaneService:
         )
         self._clock = clock
         self._background = Background()
-        self._desk = RenderDesk(self.fleet, self.settings.render_timeout_s)
         self.crew = Crew(self.fleet, self.dispatcher, self.settings, self._background, clock)
-        self._numbers = itertools.count(1)
-        self._stopping = False
+        self._desk = RenderDesk(self.fleet, self.settings.render_timeout_s)
+        self._admission = Admission(self.fleet, self.dispatcher, self.ledger, self.settings.max_queued, clock)
+        self._attempts = Attempts(self._admission, self.dispatcher, self.crew, self._desk, self.settings, clock)
 
     @staticmethod
     def _policy(settings: PlaneSettings) -> Policy:
@@ -110,11 +106,11 @@ class ControlPlaneService:
 
     async def start(self) -> None:
         """Begin to serve. Safe to call again, also after :meth:`stop`."""
-        self._stopping = False
+        self._admission.closed = False
 
     async def stop(self, drain_s: float | None = None) -> None:
         """Refuse what is new, let what is in flight end within ``drain_s``, cancel the rest, stop its engines."""
-        self._stopping = True
+        self._admission.closed = True
         if drain_s and self.ledger.in_flight:
             await _within(drain_s, self.ledger.idle())
         for ticket in self.ledger.tickets():
@@ -165,8 +161,8 @@ class ControlPlaneService:
 
     async def render(self, request: Request) -> RenderedPrompt:
         """The prompt as the model that ``request`` names would read it."""
-        ticket = self._ticket(request, NO_HINTS)
-        return (await self._desk.render(request, self._askable(ticket)))[0]
+        ticket = self._admission.ticket(request, NO_HINTS)
+        return (await self._desk.render(request, self._admission.askable(ticket)))[0]
 
     # --- engines and what is known of them ----------------------------------------------------------------------------
 
@@ -185,7 +181,7 @@ class ControlPlaneService:
             ready=reason is None,
             reason=reason,
             engines=tuple(member.record() for member in self.fleet),
-            queued=self._waiting,
+            queued=self._admission.waiting,
             in_flight=self.ledger.in_flight,
             accepted=self.ledger.accepted,
             ended=dict(self.ledger.ended),
@@ -234,7 +230,7 @@ class ControlPlaneService:
             return
         timer = self._arm(ticket)
         try:
-            async with aclosing(self._generate(ticket)) as events:
+            async with aclosing(self._attempts.generate(ticket)) as events:
                 async for event in events:
                     if isinstance(event, EndEvent):
                         self._end(ticket, RequestEnding.COMPLETED)
@@ -253,58 +249,23 @@ class ControlPlaneService:
         Raises:
             SageLLMError: It is refused before it counts.
         """
+        return self._admission.accept(request, hints)
+
+    async def _call(self, ticket: Ticket, request: R, method: Callable[[Engine], Callable[[R], Awaitable[T]]]) -> T:
+        timer = self._arm(ticket)
         try:
-            ticket = self._ticket(request, hints)
-            self._askable(ticket, patient=True)
-            waiting, most = self._waiting, self.settings.max_queued
-            if waiting >= most and waiting >= most + self.dispatcher.free_places(request.model):
-                raise SageLLMError(
-                    ErrorCode.QUEUE_FULL,
-                    f"{waiting} requests wait already, the most that may (max_queued={self.settings.max_queued});"
-                    " try again later",
-                    retry_after_s=round(self.ledger.retry_after_s(waiting, self._clock()), 1),
-                )
-        except SageLLMError:
-            self.ledger.refused_early += 1
+            answer = await self._attempts.call(ticket, request, method)
+            self._end(ticket, RequestEnding.COMPLETED)
+        except SageLLMError as error:
+            self._end(ticket, RequestEnding.of(error.code))
             raise
-        self.ledger.accept(ticket)
-        return ticket
-
-    @property
-    def _waiting(self) -> int:
-        """Accepted requests without an engine: those being rendered will want a place too."""
-        return self.ledger.in_flight - self.dispatcher.placed
-
-    def _ticket(self, request: AnyRequest, hints: Hints) -> Ticket:
-        now = self._clock()
-        allowed_ms = request.slo.deadline_ms if request.slo is not None else None
-        return Ticket(
-            number=next(self._numbers),
-            request=request,
-            arrived=now,
-            deadline=None if allowed_ms is None else now + allowed_ms / 1000,
-            features=frozenset(features_of(request)),
-            hints=hints,
-            prompt_tokens=estimated_tokens(request),
-        )
-
-    def _askable(self, ticket: Ticket, *, patient: bool = False) -> tuple[Member, ...]:
-        """Engines that could take a request now, room aside.
-
-        Args:
-            ticket: The request.
-            patient: Whether it may wait for an engine that died and is being started anew; then there may be none.
-
-        Raises:
-            SageLLMError: There is none, and none to wait for.
-        """
-        if self._stopping:
-            raise SageLLMError(ErrorCode.UNAVAILABLE, "the control plane is shutting down")
-        serving = self.fleet.serving(ticket.request.model)
-        able = tuple(member for member in serving if member.ready and member.could_serve(ticket))
-        if not able and not (patient and any(member.restarting and member.could_serve(ticket) for member in serving)):
-            raise why_not(ticket, serving, self.fleet.names())
-        return able
+        else:
+            return answer
+        finally:
+            if timer is not None:
+                timer.cancel()
+            # Reached without an ending only when the caller left.
+            self._end(ticket, RequestEnding.CANCELLED)
 
     def _arm(self, ticket: Ticket) -> asyncio.TimerHandle | None:
         """Let a request expire at its deadline."""
@@ -315,120 +276,6 @@ class ControlPlaneService:
             ErrorCode.DEADLINE_EXCEEDED, f"the request's deadline of {allowed * 1000:.0f} ms has passed"
         )
         return asyncio.get_running_loop().call_later(allowed, self._interrupt, ticket, error)
-
-    async def _generate(self, ticket: Ticket) -> AsyncGenerator[StreamEvent, None]:
-        """Render, wait, relay, and begin again on another engine while that is allowed."""
-        started = False
-        failure: SageLLMError | None = None
-        while True:
-            try:
-                member = await self._placed(ticket)
-            except SageLLMError as error:
-                self.dispatcher.withdraw(ticket)
-                told = _first_cause(failure, error)
-                yield ErrorEvent(request_id=ticket.request.request_id, error=told.info())
-                return
-            failure = None
-            attempt = relay.generate(
-                ticket, member, self.dispatcher, self._desk.prompt_for, self._clock, self.settings.abort_timeout_s
-            )
-            async with aclosing(attempt) as events:
-                async for event in events:
-                    if isinstance(event, ErrorEvent):
-                        cause = SageLLMError.from_info(event.error)
-                        if self._try_again(ticket, member, cause):
-                            failure = cause
-                            break
-                    if isinstance(event, StartEvent) and started:
-                        continue
-                    started = started or isinstance(event, StartEvent)
-                    ticket.delivered = ticket.delivered or isinstance(event, DeltaEvent)
-                    yield event
-            if failure is None:
-                return
-
-    async def _placed(self, ticket: Ticket) -> Member:
-        """Render the prompt if it was not, and wait for a place."""
-        request = ticket.request
-        if isinstance(request, Request) and not ticket.prompts:
-            await self._render(ticket, request)
-        self.dispatcher.enqueue(ticket)
-        turn = ticket.turn
-        assert turn is not None
-        if turn.done():
-            return turn.result()
-        try:
-            return await ticket.wait(lambda: self._in_time(turn))
-        except BaseException:
-            self.dispatcher.withdraw(ticket)
-            raise
-
-    async def _render(self, ticket: Ticket, request: Request) -> None:
-        """Render the prompt, unless all engines are being started anew: the one it is given to will render it then."""
-        ticket.check()
-        able = self._askable(ticket, patient=True)
-        if not able:
-            return
-        try:
-            prompt, asked = await ticket.wait(lambda: self._desk.render(request, able))
-        except SageLLMError as error:
-            # The last engine may have died over it, and be on its way back.
-            if not error.retryable or self._askable(ticket, patient=True):
-                raise
-            return
-        ticket.prompts[asked.render_key], ticket.prompt_tokens = prompt, len(prompt.token_ids)
-
-    async def _in_time(self, turn: asyncio.Future[Member]) -> Member:
-        try:
-            return await asyncio.wait_for(turn, self.settings.queue_timeout_s)
-        except asyncio.TimeoutError:
-            raise SageLLMError(
-                ErrorCode.DEADLINE_EXCEEDED,
-                f"the request waited {self.settings.queue_timeout_s:g} s in the queue without a free engine",
-                retry_after_s=round(self.ledger.retry_after_s(self._waiting, self._clock()), 1),
-            ) from None
-
-    def _try_again(self, ticket: Ticket, member: Member, error: SageLLMError) -> bool:
-        """Note a failed attempt, and say whether another engine may be asked."""
-        self.dispatcher.withdraw(ticket)
-        self.crew.attempt_failed(member, error)
-        if error.code is not ErrorCode.UNAVAILABLE or not member.restarting:
-            # One that was taken may be what the engine died of; one that was not can wait until it is back.
-            ticket.tried.add(member.engine_id)
-        ticket.failed_attempts += 1
-        ticket.forgive()
-        return (
-            error.retryable
-            and not ticket.delivered
-            and ticket.failed_attempts < self.settings.max_attempts
-            and not self._stopping
-        )
-
-    async def _call(self, ticket: Ticket, request: R, method: Callable[[Engine], Callable[[R], Awaitable[T]]]) -> T:
-        timer = self._arm(ticket)
-        failure: SageLLMError | None = None
-        try:
-            while True:
-                try:
-                    member = await self._placed(ticket)
-                except SageLLMError as error:
-                    raise _first_cause(failure, error) from error
-                try:
-                    answer = await relay.call(ticket, member, request, method, self._clock())
-                except SageLLMError as error:
-                    if not self._try_again(ticket, member, error):
-                        raise
-                    failure = error
-                    continue
-                self._end(ticket, RequestEnding.COMPLETED)
-                return answer
-        except SageLLMError as error:
-            self._end(ticket, RequestEnding.of(error.code))
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._end(ticket, RequestEnding.CANCELLED)
 
     def _end(self, ticket: Ticket, ending: RequestEnding) -> None:
         """Close a request and free its place; the first ending stands."""
@@ -451,7 +298,7 @@ class ControlPlaneService:
             await asyncio.wait_for(engine.abort(attempt_id), self.settings.abort_timeout_s)
 
     def _why_unready(self) -> str | None:
-        if self._stopping:
+        if self._admission.closed:
             return "the control plane is shutting down"
         infos = [member.info for member in self.fleet]
         if any(info.state is EngineState.READY for info in infos):
@@ -461,13 +308,6 @@ class ControlPlaneService:
         return "; ".join(
             f"{info.engine_id} is {info.state.value}" + f" ({info.error})" * bool(info.error) for info in infos
         )
-
-
-def _first_cause(failure: SageLLMError | None, error: SageLLMError) -> SageLLMError:
-    """What to tell a caller whose retry found no engine: the failure before, unless time or the caller ended it."""
-    if failure is None or error.code in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED):
-        return error
-    return failure
 
 
 async def _within(seconds: float, wait: Awaitable[None]) -> bool:

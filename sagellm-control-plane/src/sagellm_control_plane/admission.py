@@ -1,0 +1,105 @@
+"""Taking requests in, or refusing them at once: what cannot be served, what is too much, and when to come back.
+
+Knows nothing of how a request then goes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from sagellm_protocol import ErrorCode, SageLLMError
+from sagellm_protocol.features import features_of
+
+from .dispatch import Dispatcher, why_not
+from .fleet import Fleet, Member
+from .ledger import Ledger
+from .ticket import AnyRequest, Hints, Ticket, estimated_tokens
+
+
+class Admission:
+    """The door of a plane.
+
+    Args:
+        fleet: The engines.
+        dispatcher: Knows what waits and what has a place.
+        ledger: Counts who comes in.
+        max_queued: Requests that may wait.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, fleet: Fleet, dispatcher: Dispatcher, ledger: Ledger, max_queued: int, clock: Callable[[], float]
+    ) -> None:
+        self.closed = False
+        """Whether the plane is shutting down."""
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._ledger = ledger
+        self._max_queued = max_queued
+        self._clock = clock
+        self._numbers = itertools.count(1)
+
+    @property
+    def waiting(self) -> int:
+        """Accepted requests without an engine: those being rendered will want a place too."""
+        return self._ledger.in_flight - self._dispatcher.placed
+
+    def accept(self, request: AnyRequest, hints: Hints) -> Ticket:
+        """Take a request in, to be run at once by whoever called.
+
+        Raises:
+            SageLLMError: It is refused before it counts.
+        """
+        try:
+            ticket = self.ticket(request, hints)
+            self.askable(ticket, patient=True)
+            waiting = self.waiting
+            if waiting >= self._max_queued + self._dispatcher.free_places(request.model):
+                raise SageLLMError(
+                    ErrorCode.QUEUE_FULL,
+                    f"{waiting} requests wait already, the most that may (max_queued={self._max_queued});"
+                    " try again later",
+                    retry_after_s=self.retry_after_s(),
+                )
+        except SageLLMError:
+            self._ledger.refused_early += 1
+            raise
+        self._ledger.accept(ticket)
+        return ticket
+
+    def retry_after_s(self) -> float:
+        """Seconds until what waits now will have been served, as far as can be told."""
+        return round(self._ledger.retry_after_s(self.waiting, self._clock()), 1)
+
+    def ticket(self, request: AnyRequest, hints: Hints) -> Ticket:
+        """A request as the plane keeps it; it does not count yet."""
+        now = self._clock()
+        allowed_ms = request.slo.deadline_ms if request.slo is not None else None
+        return Ticket(
+            number=next(self._numbers),
+            request=request,
+            arrived=now,
+            deadline=None if allowed_ms is None else now + allowed_ms / 1000,
+            features=frozenset(features_of(request)),
+            hints=hints,
+            prompt_tokens=estimated_tokens(request),
+        )
+
+    def askable(self, ticket: Ticket, *, patient: bool = False) -> tuple[Member, ...]:
+        """Engines that could take a request now, room aside.
+
+        Args:
+            ticket: The request.
+            patient: Whether it may wait for an engine that died and is being started anew; then there may be none.
+
+        Raises:
+            SageLLMError: There is none, and none to wait for.
+        """
+        if self.closed:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, "the control plane is shutting down")
+        serving = self._fleet.serving(ticket.request.model)
+        able = tuple(member for member in serving if member.ready and member.could_serve(ticket))
+        if not able and not (patient and any(member.restarting and member.could_serve(ticket) for member in serving)):
+            raise why_not(ticket, serving, self._fleet.names())
+        return able
