@@ -10,10 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .manager import ControlPlaneManager as ControlPlaneManager
+    from .pd_routing import PDRoutingStrategy as PDRoutingStrategy
     from .remote.client import RemoteEngine as RemoteEngine
     from .remote.server import serve_engine as serve_engine
+    from .request_classifier import (
+        RequestClassifier as RequestClassifier,
+        ValidationErrorCode as ValidationErrorCode,
+        ValidationResult as ValidationResult,
+        create_classifier as create_classifier,
+    )
+    from .router import LoadBalancer as LoadBalancer, RequestRouter as RequestRouter
     from .service import ControlPlaneService as ControlPlaneService
     from .settings import PlaneSettings as PlaneSettings
+    from .strategies.adaptive import AdaptivePolicy as AdaptivePolicy
+    from .strategies.base import SchedulingPolicy as SchedulingPolicy
+    from .strategies.cost_optimized import CostOptimizedPolicy as CostOptimizedPolicy
+    from .strategies.fifo import FIFOPolicy as FIFOPolicy
+    from .strategies.priority import PriorityPolicy as PriorityPolicy
+    from .strategies.slo_aware import SLOAwarePolicy as SLOAwarePolicy
     from .types import (
         DecodingConfig as DecodingConfig,
         EngineInfo as EngineInfo,
@@ -36,10 +50,23 @@ if TYPE_CHECKING:
     )
 
 _ELSEWHERE = {
+    "AdaptivePolicy": ".strategies.adaptive",
     "ControlPlaneManager": ".manager",
     "ControlPlaneService": ".service",
+    "CostOptimizedPolicy": ".strategies.cost_optimized",
+    "FIFOPolicy": ".strategies.fifo",
+    "LoadBalancer": ".router",
+    "PDRoutingStrategy": ".pd_routing",
     "PlaneSettings": ".settings",
+    "PriorityPolicy": ".strategies.priority",
     "RemoteEngine": ".remote.client",
+    "RequestClassifier": ".request_classifier",
+    "RequestRouter": ".router",
+    "SLOAwarePolicy": ".strategies.slo_aware",
+    "SchedulingPolicy": ".strategies.base",
+    "ValidationErrorCode": ".request_classifier",
+    "ValidationResult": ".request_classifier",
+    "create_classifier": ".request_classifier",
     "serve_engine": ".remote.server",
 }
 _TYPES = (

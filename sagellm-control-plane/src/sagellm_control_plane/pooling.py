@@ -65,6 +65,10 @@ class PrefillQueues(Generic[R]):
             loaded = group.model
         return total
 
+    def groups(self, engine: int) -> Sequence[Group[R]]:
+        """What is queued for an engine, in order."""
+        return tuple(self._queues[engine])
+
     def next(self, engine: int) -> tuple[R, str, bool] | None:
         """Take the prompt that an engine computes next.
 
@@ -99,7 +103,9 @@ class Batch:
         return self.token_slo_s / self.step_s
 
 
-def quotas(batches: Sequence[Batch], switch_s: float, most_s: float = MOST_QUOTA_S) -> list[float]:
+def quotas(
+    batches: Sequence[Batch], switch_s: float, most_s: float = MOST_QUOTA_S, least_alpha: float = LEAST_ALPHA
+) -> list[float]:
     """Seconds that each batch decodes for in a round (algorithm 2).
 
     Decoding runs ahead of the promised pace, and what it has gained is spent while others have the engine. With
@@ -111,6 +117,7 @@ def quotas(batches: Sequence[Batch], switch_s: float, most_s: float = MOST_QUOTA
         batches: In the order of the round; several of one model need one change if they are neighbours.
         switch_s: Time to change models.
         most_s: Longest turn.
+        least_alpha: Bound of ``alpha``.
     """
     if not batches:
         return []
@@ -120,7 +127,7 @@ def quotas(batches: Sequence[Batch], switch_s: float, most_s: float = MOST_QUOTA
     if total <= 0:
         return [most_s] * len(batches)
     needed = sum(1 / batch.lead for batch in batches)
-    alpha = max(total / (min(batch.lead for batch in batches) * most_s) + needed, LEAST_ALPHA)
+    alpha = max(total / (min(batch.lead for batch in batches) * most_s) + needed, least_alpha)
     return [total / (batch.lead * (alpha - needed)) for batch in batches]
 
 

@@ -172,8 +172,8 @@ class SchedulingDecision:
     request_id: str
     target_instance_id: str
     parallelism_strategy: ParallelismType
-    estimated_latency_ms: float
-    estimated_cost: float
+    estimated_latency_ms: float | None
+    estimated_cost: float | None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     decision_time: datetime = field(default_factory=now)
