@@ -33,6 +33,10 @@ class Load:
     """Mean time from being sent to the first token."""
     throughput_tps: float | None = None
     """Output tokens a second of the time in which it had work."""
+    busy_s: float = 0.0
+    """Time in which it had sequences, up to the last measurement."""
+    produced: int = 0
+    """Output tokens up to then."""
     board: Board | None = None
     """Where it is shown, in row :attr:`row`."""
     row: int = -1
@@ -88,6 +92,8 @@ class Load:
             self._busy_since = now
         if self._produced and self._busy_s > 0:
             self.throughput_tps = _blend(self.throughput_tps, self._produced / self._busy_s)
+        self.busy_s += self._busy_s
+        self.produced += self._produced
         self._produced, self._busy_s = 0, 0.0
         self._show()
 

@@ -7,6 +7,7 @@ so that what a policy or router has learned is a function of its past.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sagellm_protocol import KVEventBatch
@@ -103,6 +104,18 @@ class Subject(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class EngineWork:
+    """What an engine has done since it started; all grow only, until it is started anew."""
+
+    busy_s: float
+    """Time in which it had anything to do."""
+    prompt_tokens: int
+    output_tokens: int
+    steps: int | None = None
+    """``None`` for an engine that does not tell."""
+
+
 class Observer:
     """Is told what happens; every method does nothing unless it is overridden. ``row`` is a row of the board."""
 
@@ -132,6 +145,9 @@ class Observer:
 
     def left(self, request: Subject, row: int, now: float) -> None:
         """It ended there, or moved elsewhere."""
+
+    def measured(self, row: int, work: EngineWork) -> None:
+        """An engine tells, every second or so, what it has done since it started."""
 
     def cache_changed(self, row: int, batch: KVEventBatch) -> None:
         """An engine told what its prefix cache holds."""

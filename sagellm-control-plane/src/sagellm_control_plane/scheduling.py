@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from .board import Board, Rows
-from .observing import Observers, Subject
+from .observing import Observer, Observers, Subject
 from .policies import Policy, Preference, Refusal, Scene
 from .routing import Cheapest, LowestLatency, Router, able
 from .waiting import WaitQueue
@@ -63,6 +63,7 @@ class Scheduler(Generic[S]):
         self._preferred: dict[Preference, Router] = {Preference.LATENCY: LowestLatency(), Preference.COST: Cheapest()}
         self._before: tuple[str, int] | None = None
         self._free: tuple[tuple[str, int], Rows] | None = None
+        self._listeners: list[Observer] = []
         self.observers = self._observers()
 
     def use(self, policy: Policy, now: float) -> None:
@@ -71,6 +72,11 @@ class Scheduler(Generic[S]):
         for request in waiting:
             policy.queued(request, now)
         self.queue.reorder(policy, self.scene(now, policy))
+        self.observers = self._observers()
+
+    def listen(self, observer: Observer) -> None:
+        """Tell one more of what happens from now on."""
+        self._listeners.append(observer)
         self.observers = self._observers()
 
     def scene(self, now: float, policy: Policy | None = None) -> Scene:
@@ -153,4 +159,4 @@ class Scheduler(Generic[S]):
         return router.choose(request, self.board, rows, scene.now, self._rng)
 
     def _observers(self) -> Observers:
-        return Observers([self.queue.policy, self.router])
+        return Observers([self.queue.policy, self.router, *self._listeners])

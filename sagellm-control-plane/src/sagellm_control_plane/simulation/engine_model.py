@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from sagellm_control_plane.board import Floats
+from sagellm_control_plane.fitting import non_negative
 from sagellm_protocol import ErrorCode, SageLLMError
 
 
@@ -88,27 +88,8 @@ def fit(samples: Iterable[StepSample], base: EngineModel | None = None) -> Engin
     if len(rows) < len(names):
         raise SageLLMError(ErrorCode.INVALID_REQUEST, f"a fit needs {len(names)} samples or more (got {len(rows)})")
     table = np.array(rows, np.float64)
-    coefficients = _non_negative(table[:, :-1], table[:, -1])
+    coefficients = non_negative(table[:, :-1], table[:, -1])
     step, prompt, sequence, context = coefficients
     return replace(
         base or EngineModel(), step_s=step, prompt_token_s=prompt, sequence_s=sequence, context_token_s=context
     )
-
-
-def _non_negative(a: Floats, b: Floats) -> Sequence[float]:
-    """Least squares over every subset of the columns, the best whose coefficients are none of them negative.
-
-    There are four columns: trying all fifteen subsets is exact and needs no solver.
-    """
-    scale = np.maximum(np.abs(a).max(axis=0), 1e-12)
-    best, found = np.inf, np.zeros(a.shape[1])
-    for chosen in range(1, 2 ** a.shape[1]):
-        columns = [i for i in range(a.shape[1]) if chosen >> i & 1]
-        solution, *_ = np.linalg.lstsq(a[:, columns] / scale[columns], b, rcond=None)
-        if (solution < 0).any():
-            continue
-        error = float(((a[:, columns] / scale[columns] @ solution - b) ** 2).sum())
-        if error < best - 1e-18:
-            best, found = error, np.zeros(a.shape[1])
-            found[columns] = solution / scale[columns]
-    return [float(value) for value in found]
