@@ -19,6 +19,7 @@ REFUSED: list[tuple[dict[str, Any], ErrorCode, str]] = [
     ({"pipeline_parallel": 2}, ErrorCode.UNSUPPORTED, "pipeline_parallel=2"),
     ({"data_parallel": 2}, ErrorCode.UNSUPPORTED, "data_parallel=2"),
     ({"options": {"eagerness": 1}}, ErrorCode.INVALID_REQUEST, "eagerness"),
+    ({"options": {"deterministic": "yes"}}, ErrorCode.INVALID_REQUEST, "deterministic is 'yes'; give true or false"),
     ({"options": {"step_log": 5}}, ErrorCode.INVALID_REQUEST, "step_log is 5"),
     ({"options": {"step_log": "./nowhere/steps"}}, ErrorCode.INVALID_REQUEST, "nowhere/steps"),
     ({"quantization": "int3"}, ErrorCode.UNSUPPORTED, "'int3' is not offered by backend 'cpu'"),

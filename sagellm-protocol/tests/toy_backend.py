@@ -37,6 +37,7 @@ _INTS = {DType.INT64: np.int64, DType.INT32: np.int32}
 class ToyWeight:
     values: np.ndarray
     bias: np.ndarray | None
+    batch_invariant = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,6 +55,7 @@ class ToyCache:
     block_size: int
     layers: list[tuple[np.ndarray, np.ndarray]]
     layout: str = "toy-1"
+    batch_invariant = False
 
     @property
     def nbytes(self) -> int:

@@ -80,6 +80,8 @@ class PagedKV:
     layout = "planes-1"
     """Changes whenever :meth:`export` does."""
 
+    batch_invariant = False
+
     def __init__(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         self.specs = tuple(specs)
         self.num_blocks = num_blocks

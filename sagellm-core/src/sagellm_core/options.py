@@ -14,7 +14,9 @@ POOLING = "pooling"
 """Which hidden states become a vector (``mean``, ``cls``, ``last``), in place of what the checkpoint says."""
 STEP_LOG = "step_log"
 """Path of a file that gets a line of JSON for each step."""
-OPTIONS = (POOLING, STEP_LOG)
+DETERMINISTIC = "deterministic"
+"""Whether to start only where a request's tokens and log-probabilities cannot depend on what runs beside it."""
+OPTIONS = (DETERMINISTIC, POOLING, STEP_LOG)
 
 
 def check_options(spec: EngineSpec) -> None:
@@ -34,6 +36,21 @@ def check_options(spec: EngineSpec) -> None:
 
     chosen_pooling(None, pooling_option(spec))
     step_log_option(spec)
+    deterministic_option(spec)
+
+
+def deterministic_option(spec: EngineSpec) -> bool:
+    """Whether a request's numbers must be its own.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST`` for what is neither true nor false, or where nothing keeps it.
+    """
+    value = spec.options.get(DETERMINISTIC, False)
+    if not isinstance(value, bool):
+        raise SageLLMError(
+            ErrorCode.INVALID_REQUEST, f"deterministic is {value!r}; give true or false", f"options.{DETERMINISTIC}"
+        )
+    return value
 
 
 def pooling_option(spec: EngineSpec) -> str | None:

@@ -127,6 +127,11 @@ class Weight(Protocol):
         """Bytes it occupies on the device."""
         ...
 
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's product is the same, bit by bit, whatever rows are multiplied with it."""
+        ...
+
 
 @dataclass(frozen=True)
 class KVSpec:
@@ -173,6 +178,11 @@ class KVCache(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of the whole pool, whether touched yet or not."""
+        ...
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether attention over it gives a token the same, bit by bit, however tokens are divided into steps."""
         ...
 
     @property

@@ -62,6 +62,8 @@ class CpuWeight:
         dtype: Type that :meth:`linear` computes in.
     """
 
+    batch_invariant = False  # oneDNN's products are of another kernel for another number of rows
+
     def __init__(
         self,
         shape: tuple[int, int],

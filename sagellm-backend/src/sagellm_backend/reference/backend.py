@@ -36,6 +36,8 @@ from .experts import mix, route
 class MatrixWeight:
     """A weight as one plain matrix ``[O, E]`` with its bias ``[O]``."""
 
+    batch_invariant = False  # torch's products are of another kernel for another number of rows
+
     def __init__(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.matrix = matrix
         self.bias = bias

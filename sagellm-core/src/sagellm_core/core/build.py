@@ -14,7 +14,7 @@ from sagellm_core.loading import open_checkpoint
 from sagellm_core.loading.base import Checkpoint
 from sagellm_core.loading.pooling import PoolingConfig, read_pooling, settle_pooling
 from sagellm_core.offload.open import shelf_opener
-from sagellm_core.options import pooling_option, step_log_option
+from sagellm_core.options import deterministic_option, pooling_option, step_log_option
 from sagellm_protocol.engine import EngineSpec
 
 from .draft import open_draft
@@ -50,6 +50,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         draft=draft,
         path=path,
         reopen=lambda place: _open(spec, place)[0],
+        deterministic=deterministic_option(spec),
     )
     checkpoint.release()
     if draft is not None:

@@ -30,6 +30,7 @@ from .backends import AUTO, cache_dtype, check_quantization, compute_dtype
 from .base import CacheLayout, ModelInfo
 from .drafting import drafting_stage
 from .encoding import EncoderRunner
+from .invariance import refuse_varying, refuse_varying_cache
 from .pooling import Pooler
 from .released import refuse_other_shape, release_memory
 from .runner import Runner
@@ -62,10 +63,11 @@ class InlineExecutor:
         draft: Configuration and weights of the model that drafts, where one does.
         path: Where the checkpoint is.
         reopen: Opens the one at a path; without it weights are not given up.
+        deterministic: Refuse what would let a request's numbers depend on what runs beside it.
 
     Raises:
-        SageLLMError: ``UNSUPPORTED`` for a type, quantisation or architecture that is not offered; ``INVALID_REQUEST``
-            for weights that do not fit their configuration.
+        SageLLMError: ``UNSUPPORTED`` for a type, quantisation or architecture that is not offered, or not
+            deterministic; ``INVALID_REQUEST`` for weights that do not fit their configuration.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class InlineExecutor:
         draft: Checkpoint | None = None,
         path: Path | None = None,
         reopen: Callable[[Path], Checkpoint] | None = None,
+        deterministic: bool = False,
     ) -> None:
         capabilities = ops.capabilities()
         computed_in = compute_dtype(capabilities, _wanted(checkpoint.config, capabilities, dtype))
@@ -92,7 +95,8 @@ class InlineExecutor:
         self._path, self._reopen = path, reopen
         self._config = config
         self._layout: CacheLayout | None = None
-        self._model: Model | Encoder | None = models.load(checkpoint, ops, computed_in, quantization)
+        self._deterministic = deterministic
+        self._model: Model | Encoder | None = self._checked(models.load(checkpoint, ops, computed_in, quantization))
         self._grammars = grammars
         self._drafting = drafting_stage(speculative, self._model, ops, draft, computed_in, quantization)
         self._runner: Runner | EncoderRunner | None = None
@@ -144,6 +148,8 @@ class InlineExecutor:
             stage = self._drafting
             drafting = None if stage is None else partial(stage.drafter, layout, kept_in)
             self._runner = Runner(model, ops, layout, kept_in, pooling, self._grammars, drafting)
+            if self._deterministic:
+                refuse_varying_cache(self._runner.cache)
         return self._runner.cache_bytes
 
     @property
@@ -204,10 +210,15 @@ class InlineExecutor:
         return self._reopen(path)
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        self._model = models.load(checkpoint, self._ops, self._info.dtype, self._info.quantization)
+        self._model = self._checked(models.load(checkpoint, self._ops, self._info.dtype, self._info.quantization))
         self._info = replace(self._info, model_key=checkpoint.key, eos_token_ids=checkpoint.config.eos_token_ids)
         self._config = checkpoint.config
         checkpoint.release()
+
+    def _checked(self, model: Model | Encoder) -> Model | Encoder:
+        if self._deterministic:
+            refuse_varying(model)
+        return model
 
     def stop(self) -> None:
         """Let go of the cache."""

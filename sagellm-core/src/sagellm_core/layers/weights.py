@@ -36,6 +36,7 @@ class Packer:
 
     Attributes:
         nbytes: Bytes of all weights packed so far.
+        varying: Those of them by whose products a row is not told apart from what it is multiplied with.
         sharding: How ranks divide each weight used so far, by name.
     """
 
@@ -43,6 +44,7 @@ class Packer:
         self.ops = ops
         self.dtype = dtype
         self.nbytes = 0
+        self.varying: list[str] = []
         self.sharding: dict[str, Sharding] = {}
         self._checkpoint = checkpoint
         self._quantization = quantization
@@ -87,17 +89,21 @@ class Packer:
 
     def packed(self, parts: Sequence[RawWeight], biases: Sequence[RawWeight] = ()) -> Weight:
         """Matrices that :meth:`take` gave, stacked into a projection."""
-        weight = self.ops.pack_weight(parts, self.dtype, bias=biases, quantization=self._quantization)
+        return self._counted(
+            parts[0].name, self.ops.pack_weight(parts, self.dtype, bias=biases, quantization=self._quantization)
+        )
+
+    def _counted(self, name: str, weight: Weight) -> Weight:
         self.nbytes += weight.nbytes
+        if not weight.batch_invariant:
+            self.varying.append(name)
         return weight
 
     def router(self, name: str, experts: int, columns: int, *, bias: bool = False) -> Weight:
         """A router's projection, in float32 and never quantised: a choice between experts is not undone."""
         raw = self.take(f"{name}.weight", (experts, columns), Sharding.REPLICATED)
         biases = [self.take(f"{name}.bias", (experts,), Sharding.REPLICATED)] if bias else []
-        weight = self.ops.pack_weight([raw], DType.FLOAT32, bias=biases)
-        self.nbytes += weight.nbytes
-        return weight
+        return self._counted(raw.name, self.ops.pack_weight([raw], DType.FLOAT32, bias=biases))
 
     def vector(self, name: str, size: int, dtype: DType) -> Tensor:
         """A vector that is no module's weight."""
@@ -107,6 +113,7 @@ class Packer:
         """A matrix as a plain tensor."""
         raw = self.take(name, shape, sharding)
         self.nbytes += math.prod(shape) * _BYTES[self.dtype]
+        self.varying.append(name)
         return self.ops.tensor(raw, self.dtype)
 
     def embedding(self, name: str, rows: int, columns: int, *, tied: bool) -> Embedding:
@@ -114,14 +121,16 @@ class Packer:
         use = WeightUse.EMBEDDING_AND_LINEAR if tied else WeightUse.EMBEDDING
         raw = self.take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
         weight = self.ops.pack_weight([raw], self.dtype, use=use, quantization=self._table_quantization)
-        self.nbytes += weight.nbytes
+        if tied:
+            self._counted(raw.name, weight)
+        else:  # rows that are looked up are what they are
+            self.nbytes += weight.nbytes
         return Embedding(self.ops, weight, self.dtype)
 
     def head(self, name: str, rows: int, columns: int) -> Linear:
         """An output head of its own."""
         raw = self.take(f"{name}.weight", (rows, columns), Sharding.VOCAB)
-        weight = self.ops.pack_weight([raw], self.dtype, quantization=self._table_quantization)
-        self.nbytes += weight.nbytes
+        weight = self._counted(raw.name, self.ops.pack_weight([raw], self.dtype, quantization=self._table_quantization))
         return Linear(self.ops, weight, Sharding.VOCAB)
 
     def norm(self, name: str, size: int, eps: float, *, offset: float = 0.0) -> RMSNorm:

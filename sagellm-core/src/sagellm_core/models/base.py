@@ -43,6 +43,11 @@ class Model(Protocol):
         ...
 
     @property
+    def varying(self) -> Sequence[str]:
+        """What in it computes a row otherwise, in the last bits, beside other rows: weights, by name."""
+        ...
+
+    @property
     def sharding(self) -> Mapping[str, Sharding]:
         """How ranks divide each of its weights, by name."""
         ...
@@ -156,6 +161,7 @@ class DecoderModel:
         self._stack = fuse_stack(ops, self.embedding, self.layers, self.final_norm)
         self._steps = fuse_layers(ops, self.layers)
         self.weight_bytes = pack.nbytes
+        self.varying: Sequence[str] = pack.varying
         self.sharding: Mapping[str, Sharding] = pack.sharding
 
     def decoder_layer(self, pack: Packer, name: str, index: int) -> Layer:

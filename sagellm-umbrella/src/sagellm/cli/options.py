@@ -224,6 +224,15 @@ ENGINE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
         Annotated[int | None, typer.Option(min=1, help="Threads to compute with.", show_default=False)],
         None,
     ),
+    "deterministic": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--deterministic", help="Start only where a request's numbers cannot depend on what runs beside it."
+            ),
+        ],
+        False,
+    ),
     "step_log": (
         Annotated[
             str | None,
@@ -260,7 +269,15 @@ SAMPLING_OPTIONS: Mapping[str, tuple[Any, Any]] = {
 }
 
 
-_RENAMED = {"served_model_name", "kv_cache_memory", "kv_offload_memory", "kv_offload_disk", "step_log", "option"}
+_RENAMED = {
+    "served_model_name",
+    "kv_cache_memory",
+    "kv_offload_memory",
+    "kv_offload_disk",
+    "deterministic",
+    "step_log",
+    "option",
+}
 """Options whose fields are named otherwise."""
 _OF_SPECULATION = {"speculative", "speculative_model", "num_speculative_tokens"}
 """Options that make one field together."""
@@ -279,6 +296,8 @@ def engine_spec(values: Mapping[str, Any], model: str | None = None) -> EngineSp
     engine = values["engine"]
     fields = {name: values[name] for name in values if name not in _RENAMED | _OF_SPECULATION}
     options = dict(_option(text) for text in values["option"] or ())
+    if values["deterministic"]:
+        options["deterministic"] = True
     if values["step_log"] is not None:
         options["step_log"] = values["step_log"]
     fields |= {

@@ -77,6 +77,7 @@ class NativeMatrix:
     """
 
     dtype = torch.bfloat16
+    batch_invariant = True
 
     def __init__(
         self,

@@ -47,6 +47,8 @@ class NativeKV:
         groups: Of each layer, the place of its spec among those.
     """
 
+    batch_invariant = True  # splits follow positions, not steps
+
     def __init__(
         self, library: Library, specs: Sequence[KVSpec], num_blocks: int, block_size: int, dtype: DType
     ) -> None:

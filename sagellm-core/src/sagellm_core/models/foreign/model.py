@@ -79,6 +79,7 @@ class Foreign:
         self._whole = build(checkpoint, ops, like)
         self._told = tell(self._whole)
         self.weight_bytes = _bytes(self._whole)
+        self.varying = (f"the whole of {architecture}",)  # torch's operations throughout
         self.sharding: Mapping[str, Sharding] = dict.fromkeys(checkpoint.names(), Sharding.REPLICATED)
         try:
             self._prepare(checkpoint, dtype)
