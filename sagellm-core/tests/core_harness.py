@@ -6,7 +6,10 @@ import threading
 from collections import defaultdict
 from typing import Any
 
+from fake_adapters import FakeAdapters, ref
 from fake_executor import FakeExecutor
+from sagellm_core.adapters.base import AdapterRef
+from sagellm_core.core.adapter_places import AdapterPlaces
 from sagellm_core.core.loop import EngineCore, Outputs
 from sagellm_core.core.plan import StepPlan, TokenSampling
 from sagellm_core.core.request import Beginning, CoreOutput, CoreRequest, Ending
@@ -27,11 +30,15 @@ class Harness:
         max_num_seqs: int = 8,
         max_num_batched_tokens: int = 32,
         max_model_len: int | None = None,
+        max_adapters: int | None = None,
         **options: Any,
     ) -> None:
         self.executor = executor or FakeExecutor()
         length = max_model_len or num_blocks * block_size
         limits = CoreLimits(num_blocks, block_size, max_num_seqs, max_num_batched_tokens, length)
+        self.adapters = FakeAdapters(self.executor)
+        if max_adapters is not None:
+            options["adapters"] = AdapterPlaces(self.adapters, max_adapters)
         self.core = EngineCore(self.executor, limits, **options)
         self.woken = threading.Event()
         self.core.wake = self.woken.set
@@ -52,10 +59,18 @@ class Harness:
         n: int = 1,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: str | AdapterRef | None = None,
         **sampling: Any,
     ) -> None:
         request = CoreRequest(
-            ticket, prompt, list(range(n)), max_tokens, TokenSampling(**sampling), priority, cache_salt
+            ticket,
+            prompt,
+            list(range(n)),
+            max_tokens,
+            TokenSampling(**sampling),
+            priority,
+            cache_salt,
+            adapter=ref(adapter) if isinstance(adapter, str) else adapter,
         )
         self.core.add(request)
 
@@ -71,6 +86,7 @@ class Harness:
     def run(self, most_steps: int = 2000) -> None:
         """Do as a server does until nothing is in flight: settle, step, and wait to be woken where neither helps."""
         for _ in range(most_steps):
+            self.adapters.finish()
             self.settle()
             if not self.core.in_flight:
                 return

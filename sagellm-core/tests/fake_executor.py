@@ -22,21 +22,34 @@ FULL = KVSpec(1, 2, 2)
 EOS = 0
 
 
-def next_token(tokens: list[int], windows: tuple[int | None, ...] = (None,)) -> int:
-    """What the fake model says after ``tokens``."""
+def next_token(tokens: list[int], windows: tuple[int | None, ...] = (None,), adapter: str | None = None) -> int:
+    """What the fake model says after ``tokens``, through an adapter or without."""
     digest = hashlib.sha256()
+    kept = [kept_of(token, adapter) for token in tokens]
     for window in windows:
-        digest.update(repr(tokens if window is None else tokens[-window:]).encode())
+        digest.update(repr(kept if window is None else kept[-window:]).encode())
     return int.from_bytes(digest.digest()[:4], "big") % VOCAB
 
 
+def kept_of(token: int, adapter: str | None) -> int:
+    """What is kept of a token: keys and values depend on the adapter."""
+    if adapter is None:
+        return token
+    return token + (int.from_bytes(hashlib.sha256(adapter.encode()).digest()[:8], "big") << 16)
+
+
 def alone(
-    prompt: list[int], count: int, *, eos: int | None = None, windows: tuple[int | None, ...] = (None,)
+    prompt: list[int],
+    count: int,
+    *,
+    eos: int | None = None,
+    windows: tuple[int | None, ...] = (None,),
+    adapter: str | None = None,
 ) -> list[int]:
     """What a prompt is continued with when nothing else runs."""
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(next_token(tokens, windows))
+        tokens.append(next_token(tokens, windows, adapter))
         if tokens[-1] == eos:
             break
     return tokens[len(prompt) :]
@@ -90,6 +103,8 @@ class FakeExecutor:
         self._max_position_embeddings = max_position_embeddings
         self._windows = tuple(spec.window for spec in dict.fromkeys(self.specs))
         self._slots: dict[int, list[int]] = {}
+        self._adapters: dict[int, str | None] = {}
+        self.in_memory: set[str] = set()
         self._tables: dict[int, list[list[int]]] = {}
         self._cache: list[dict[tuple[int, int], int]] = [{} for _ in self._windows]
         self._layout: CacheLayout | None = None
@@ -148,10 +163,14 @@ class FakeExecutor:
             assert new.slot not in self._slots, "the slot is taken"
             self._sampling[new.slot] = new.sampling, len(new.prompt)
             self._slots[new.slot] = [*new.prompt, *new.output]
+            self._adapters[new.slot] = new.adapter
             self._tables[new.slot] = [[] for _ in self._windows]
         for blocks in plan.blocks:
             for table, ids in zip(self._tables[blocks.slot], blocks.groups, strict=True):
                 table.extend(ids)
+        keys = [self._adapters[slot] or "" for slot in plan.slots]
+        assert keys == sorted(keys), "rows of an adapter are not side by side"
+        assert self.in_memory.issuperset(filter(None, keys)), "an adapter runs that is not in memory"
         time.sleep(self.step_s)
         self.now_s += self.row_s + self.token_s * (sum(plan.num_scheduled) + sum(plan.drafts))
         return Done(StepResult(plan.step, [produced for row in self._rows(plan) if (produced := self._row(*row))]))
@@ -197,7 +216,8 @@ class FakeExecutor:
             if tokens[position] == self.fail_on and position < self._sampling[slot][1]:
                 raise RuntimeError(f"cannot compute token {self.fail_on}")
             for group in range(len(self._windows)):
-                self._cache[group][self._place(slot, group, position)] = tokens[position]
+                place = self._place(slot, group, position)
+                self._cache[group][place] = kept_of(tokens[position], self._adapters[slot])
         if not samples:
             assert not drafts, "drafts behind a token that is no sequence's last"
             return None
@@ -211,7 +231,7 @@ class FakeExecutor:
             return None
         produced = [int.from_bytes(digest.digest()[:4], "big") % VOCAB]
         while len(produced) < wanted:
-            produced.append(next_token([*tokens, *produced], self._windows))
+            produced.append(next_token([*tokens, *produced], self._windows, self._adapters[slot]))
         sampling, prompt_len = self._sampling[slot]
         while len(tokens) - prompt_len < sampling.min_tokens and produced[0] in sampling.end_ids:
             produced = [(produced[0] + 1) % VOCAB]
@@ -235,9 +255,11 @@ class FakeExecutor:
             accepted = place < right and place == len(further) and right_one not in sampling.end_ids
             for group in range(len(self._windows)):
                 # A wrong draft is computed as well, and must never be read.
-                self._cache[group][self._place(slot, group, len(tokens) - 1 + place)] = right_one if accepted else -1
+                self._cache[group][self._place(slot, group, len(tokens) - 1 + place)] = (
+                    kept_of(right_one, self._adapters[slot]) if accepted else -1
+                )
             if accepted:
-                further.append(next_token([*tokens, *further], self._windows))
+                further.append(next_token([*tokens, *further], self._windows, self._adapters[slot]))
         return further
 
     def _place(self, slot: int, group: int, position: int) -> tuple[int, int]:

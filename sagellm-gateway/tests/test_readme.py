@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from sagellm_gateway import GatewaySettings
+from sagellm_gateway.openai.adapters import LoadAdapterBody, UnloadAdapterBody
 from sagellm_gateway.openai.chat import ChatBody
 from sagellm_gateway.openai.completions import CompletionBody
 from sagellm_gateway.openai.embeddings import EmbeddingBody
@@ -36,7 +37,9 @@ def test_every_route_is_documented_and_no_other(documented: set[str], http: http
     assert told == served
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody, EmbeddingBody, RerankBody, ScoreBody])
+@pytest.mark.parametrize(
+    "body", [ChatBody, CompletionBody, EmbeddingBody, RerankBody, ScoreBody, LoadAdapterBody, UnloadAdapterBody]
+)
 def test_every_parameter_is_documented(body: type[ChatBody], documented: set[str]) -> None:
     assert set(body.model_fields) | set(body.refused) <= documented
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sagellm_protocol import (
+    AdaptedRows,
     AttentionBatch,
     BackendCapabilities,
     DeviceInfo,
@@ -122,8 +123,17 @@ class ToyBackend:
             np.concatenate([self.tensor(part, dtype) for part in bias]) if bias else None,
         )
 
-    def linear(self, x: np.ndarray, weight: ToyWeight, adapters: Any = None) -> np.ndarray:
-        return truth.linear(x, weight.values, weight.bias)
+    def linear(
+        self, x: np.ndarray, weight: ToyWeight, adapters: Sequence[AdaptedRows[Any]] | None = None
+    ) -> np.ndarray:
+        product = truth.linear(x, weight.values, weight.bias)
+        for rows in adapters or ():
+            low, first = x[rows.begin : rows.end] @ rows.low_rank.down.T, 0
+            for up, begin in zip(rows.low_rank.up, rows.low_rank.begins, strict=True):
+                part = low[:, first : first + up.shape[1]]
+                product[rows.begin : rows.end, begin : begin + len(up)] += part @ up.T
+                first += up.shape[1]
+        return product
 
     def embedding(self, ids: np.ndarray, weight: ToyWeight, dtype: DType) -> np.ndarray:
         return truth.embedding(ids.tolist(), weight.values)

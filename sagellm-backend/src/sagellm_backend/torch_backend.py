@@ -183,11 +183,6 @@ class TorchBackend:
                 "quantization",
             )
 
-    def check_adapters(self, adapters: Any) -> None:
-        """Refuse adapters, which no backend of this module applies."""
-        if adapters is not None:
-            self._refuse("apply adapters; load the model without them")
-
     def _refuse(self, what: str) -> NoReturn:
         raise SageLLMError(ErrorCode.UNSUPPORTED, f"backend {self.name!r} does not {what}")
 

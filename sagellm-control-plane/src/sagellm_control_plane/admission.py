@@ -76,6 +76,9 @@ class Admission:
         """A request as the plane keeps it; it does not count yet."""
         now = self._clock()
         allowed_ms = request.slo.deadline_ms if request.slo is not None else None
+        if request.adapter is None and self._fleet.adapter(request.model):
+            # Said in the field of its own, too: engines and routers need not know which names are adapters.
+            request = request.model_copy(update={"adapter": request.model})
         return Ticket(
             number=next(self._numbers),
             request=request,

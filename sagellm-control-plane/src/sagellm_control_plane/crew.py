@@ -114,7 +114,7 @@ class Crew:
         member.failures, member.last_heard = 0, time.time()
         member.load.forget_foreign()
         member.learn(self._settings.default_capacity, self._settings.slack)
-        self._fleet.rename(member, member.engine.info.served_names or member.names)
+        self._fleet.rename(member, member.engine.info.names or member.names)
         if self._dispatcher.wants_cache_events and isinstance(member.engine, KVEventSource):
             # Asked for before anything is sent there: what comes later is only what changes.
             self._background.spawn(self._listen(member, member.engine.kv_events()), f"listen {member.engine_id}")
@@ -181,17 +181,25 @@ class Crew:
             return
         member.failures = 0
         member.learn(self._settings.default_capacity, self._settings.slack)
+        self.renamed(member)
         member.load.measure(now)
         member.load.reported(stats, member.capabilities.block_size)
         if member.restarted_at is not None and now - member.restarted_at > self._settings.restart_forgiven_s:
             member.restarts, member.restarted_at = 0, None
         if member.state is EngineState.ERROR and stats.state is EngineState.READY:
-            self._fleet.rename(member, member.engine.info.served_names or member.names)
+            self._fleet.rename(member, member.engine.info.names or member.names)
             member.become(EngineState.DRAINING if member.unwanted else EngineState.READY)
             self._dispatcher.fleet_changed()
         else:
             # Room may have grown, or the engine may have left a drain of its own.
             self._dispatcher.pump()
+
+    def renamed(self, member: Member) -> None:
+        """Take in the names that an engine serves now: adapters come and go."""
+        names = member.engine.info.names if member.engine is not None else ()
+        if names and names != member.names:
+            self._fleet.rename(member, names)
+            self._dispatcher.fleet_changed()
 
     async def _unheard(self, member: Member, reason: str) -> None:
         """Nothing was heard of an engine: its launcher may know for certain that it is gone."""

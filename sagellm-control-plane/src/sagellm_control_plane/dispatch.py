@@ -194,6 +194,15 @@ def why_not(ticket: Ticket, serving: Sequence[Member], names: Sequence[str]) -> 
         known = ", ".join(names) or "none, because no engine runs"
         return SageLLMError(ErrorCode.MODEL_NOT_FOUND, f"no model {request.model!r} here; models: {known}", "model")
     ready = [member for member in serving if member.ready]
+    adapter = request.adapter
+    if ready and adapter is not None and not any(adapter in member.adapters for member in ready):
+        known = ", ".join(sorted(frozenset[str]().union(*(member.adapters for member in ready)))) or "none"
+        if any("adapter" in member.capabilities.features for member in ready):
+            return SageLLMError(
+                ErrorCode.MODEL_NOT_FOUND,
+                f"{request.model!r} has no adapter {adapter!r} here; adapters: {known}",
+                "adapter",
+            )
     if ready and not any(ticket.features <= member.capabilities.features for member in ready):
         try:
             refuse_unknown(request, frozenset[str]().union(*(member.capabilities.features for member in ready)))

@@ -124,6 +124,10 @@ class Member:
     """Its share of requests where routing goes by weights."""
     place: Place | None = None
     """Where it runs, if that is known when it is added."""
+    served: tuple[str, ...] = ()
+    """Names of its model."""
+    adapters: frozenset[str] = frozenset()
+    """Names of its LoRA adapters."""
     board: Board | None = None
     """While it belongs to a fleet."""
     row: int | None = None
@@ -213,11 +217,19 @@ class Member:
         self.told, self.mock = info.state, info.mock
         if info.capabilities != self.capabilities:
             self.capabilities = info.capabilities
+        self.learn_names()
         self.render_key = (info.model_key or f"{info.engine}:{info.model}", info.capabilities.block_size)
         limit = self.capabilities.max_num_seqs
         self.capacity = default_capacity if limit is None else limit + math.ceil(limit * slack)
         if self.most_sequences is not None:
             self.capacity = min(self.capacity, self.most_sequences)
+
+    def learn_names(self) -> None:
+        """Take in the names of its model and its adapters."""
+        assert self.engine is not None
+        info = self.engine.info
+        self.served = info.served_names
+        self.adapters = frozenset(adapter.name for adapter in info.adapters or ())
 
     def could_serve(self, ticket: Ticket) -> bool:
         """Whether it offers what a request needs, room aside. One that has not told yet might."""
@@ -225,6 +237,8 @@ class Member:
             return False
         if self.engine is None:
             return True
+        if ticket.request.adapter is not None and ticket.request.adapter not in self.adapters:
+            return False
         longest = self.capabilities.max_model_len
         return ticket.features <= self.capabilities.features and (longest is None or ticket.needed_tokens <= longest)
 
@@ -387,6 +401,9 @@ class Fleet:
             failed = self._members.get(engine_id)
             if failed is not None:
                 kept = kept[kept != failed.row]
+        adapter = request.request.adapter
+        if adapter is not None and adapter != request.request.model:  # else those that have it are the rows given
+            kept = kept[np.array([adapter in self._at[int(row)].adapters for row in kept], np.bool_)]
         return kept
 
     def sequences(self, request: Ticket) -> int:
@@ -402,6 +419,10 @@ class Fleet:
         """Engines that serve a name, in the order in which they came to."""
         return tuple(self._by_name.get(name, {}).values())
 
+    def adapter(self, name: str) -> bool:
+        """Whether a name is that of an adapter."""
+        return any(name in member.adapters for member in self.serving(name))
+
     def names(self) -> list[str]:
         """All names served."""
         return sorted(self._by_name)
@@ -416,6 +437,7 @@ class Fleet:
             models.append(
                 ModelInfo(
                     name=name,
+                    parent=next((member.served[0] for member in started if name in member.adapters), None),
                     engines=len(members),
                     ready=sum(member.ready for member in members),
                     mock=any(member.mock for member in started),

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from sagellm_protocol import (
+    AdapterSpec,
     EmbedRequest,
     EmbedResponse,
     EndEvent,
@@ -35,6 +36,7 @@ from sagellm_protocol import (
 )
 from sagellm_protocol.interfaces import Engine, check_sleep
 
+from .adapters import AdapterDesk
 from .admission import Admission
 from .attempts import Attempts
 from .background import Background
@@ -86,6 +88,7 @@ class ControlPlaneService:
         self._background = Background()
         self.crew = Crew(self.fleet, self.dispatcher, self.settings, self._background, clock)
         self._desk = RenderDesk(self.fleet, self.settings.render_timeout_s)
+        self._adapters = AdapterDesk(self.fleet, self.crew)
         self._admission = Admission(self.fleet, self.dispatcher, self.ledger, self.settings.max_queued, clock)
         self._attempts = Attempts(self._admission, self.dispatcher, self.crew, self._desk, self.settings, clock)
 
@@ -218,6 +221,14 @@ class ControlPlaneService:
     async def reload_engine(self, engine_id: str, model: str, revision: str | None = None) -> None:
         """Have an engine take other weights."""
         await self.crew.change(engine_id, lambda engine: engine.reload(model, revision))
+
+    async def load_adapter(self, adapter: AdapterSpec) -> None:
+        """Serve a LoRA adapter through every engine of its model."""
+        await self._adapters.load(adapter)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Serve it no more."""
+        await self._adapters.unload(name)
 
     # --- how a request goes -------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 from typing_extensions import Self
 
-from sagellm_protocol.engine import EngineInfo, EngineSpec, EngineStats
+from sagellm_protocol.engine import AdapterSpec, EngineInfo, EngineSpec, EngineStats
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.interfaces import Engine
 from sagellm_protocol.requests import EmbedRequest, Message, Request, ScoreRequest
@@ -77,7 +77,7 @@ class LLM:
         except ValidationError as error:
             raise SageLLMError.from_validation(error) from error
         self._model = spec.names[0]
-        self._engine: Engine = create(spec)
+        self._engine = create(spec)
         self._numbers = count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sagellm-llm", daemon=True)
@@ -252,6 +252,32 @@ class LLM:
         scores = self.score(query, documents, truncate=truncate).scores
         best = sorted(range(len(scores)), key=lambda index: -scores[index])
         return [Ranked(index, scores[index], documents[index]) for index in best[:top_n]]
+
+    def load_adapter(self, name: str, path: str, *, replace: bool = False) -> None:
+        """Offer a LoRA adapter from now on: ``generate(…, adapter=name)`` goes through it.
+
+        Args:
+            name: What to call it.
+            path: The folder that peft saved.
+            replace: Take the place of an adapter of that name.
+
+        Raises:
+            SageLLMError: What is wrong with it; ``UNSUPPORTED`` unless this was made with ``adapter_root`` (``"/"`` is
+                everywhere) or ``adapters``.
+        """
+        try:
+            adapter = AdapterSpec(name=name, path=path, replace=replace)
+        except ValidationError as error:
+            raise SageLLMError.from_validation(error) from error
+        self._run(self._engine.load_adapter(adapter))
+
+    def unload_adapter(self, name: str) -> None:
+        """Offer an adapter no more.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND``, listing those there are.
+        """
+        self._run(self._engine.unload_adapter(name))
 
     def close(self) -> None:
         """End what runs and give the memory back. Safe to call twice."""

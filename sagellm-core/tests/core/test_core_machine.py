@@ -41,6 +41,7 @@ class CoreMachine(RuleBasedStateMachine):
         adaptive=st.booleans(),
         prefix_caching=st.booleans(),
         kept=st.sampled_from([0, 0, 3, 100]),
+        max_adapters=st.integers(1, 2),
     )
     def start(
         self,
@@ -54,6 +55,7 @@ class CoreMachine(RuleBasedStateMachine):
         adaptive: bool,
         prefix_caching: bool,
         kept: int,
+        max_adapters: int,
     ) -> None:
         self.windows = tuple(spec.window for spec in dict.fromkeys(specs))
         # What comes of drafts is their own doing, and not of a pace.
@@ -68,9 +70,12 @@ class CoreMachine(RuleBasedStateMachine):
             prefix_caching=prefix_caching,
             open_shelf=_host(kept * 16 * block_size) if kept and prefix_caching and specs == (FULL,) else None,
             drafting=drafting,
+            max_adapters=max_adapters,
         )
+        self.harness.adapters.missing = {"gone"}
+        self.max_adapters = max_adapters
         self.core = self.harness.core
-        self.asked: dict[tuple[int, int], tuple[list[int], int, int | None]] = {}
+        self.asked: dict[tuple[int, int], tuple[list[int], int, int | None, str | None]] = {}
         self.tickets = 0
         self.leases: list[tuple[int, list[int]]] = []
         self.ever_leased = False
@@ -83,17 +88,27 @@ class CoreMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         salt=st.sampled_from([None, None, "a"]),
         eos=st.sampled_from([None, 3, 17, 42]),
+        adapter=st.sampled_from([None, None, "a", "b", "c", "gone"]),
     )
     def add(
-        self, text: list[int], length: int, max_tokens: int, n: int, priority: int, salt: str | None, eos: int | None
+        self,
+        text: list[int],
+        length: int,
+        max_tokens: int,
+        n: int,
+        priority: int,
+        salt: str | None,
+        eos: int | None,
+        adapter: str | None,
     ) -> None:
         prompt = text[: min(length, self.core.limits.max_model_len - 1)]
         if not prompt:
             return
         options: dict[str, Any] = {} if eos is None else {"end_ids": (eos,)}
+        options["adapter"] = adapter
         self.harness.add(self.tickets, prompt, max_tokens, n=n, priority=priority, cache_salt=salt, **options)
         for index in range(n):
-            self.asked[self.tickets, index] = prompt, max_tokens, eos
+            self.asked[self.tickets, index] = prompt, max_tokens, eos, adapter
         self.tickets += 1
 
     @rule(times=st.integers(1, 6))
@@ -101,6 +116,17 @@ class CoreMachine(RuleBasedStateMachine):
         for _ in range(times):
             self.harness.settle()
             self.harness.step()
+
+    @rule(count=st.integers(1, 2))
+    def read_adapters(self, count: int) -> None:
+        self.harness.adapters.finish(count)
+        self.harness.settle()
+
+    @rule(key=st.sampled_from(["a", "b", "c"]))
+    def forget_adapter(self, key: str) -> None:
+        assert self.core.adapters is not None
+        self.core.adapters.forget(key)
+        self.core.check_integrity()
 
     @rule(data=st.data(), whole=st.booleans())
     def abort(self, data: st.DataObject, whole: bool) -> None:
@@ -146,13 +172,20 @@ class CoreMachine(RuleBasedStateMachine):
         self.core.stop()
         assert_all_free(self.core)
         assert self.harness.endings.keys() == self.asked.keys()
-        for place, (prompt, max_tokens, eos) in self.asked.items():
-            self._check(place, prompt, max_tokens, eos)
+        assert self.harness.adapters.most <= self.max_adapters
+        for place, asked in self.asked.items():
+            self._check(place, *asked)
 
-    def _check(self, place: tuple[int, int], prompt: list[int], max_tokens: int, eos: int | None) -> None:
+    def _check(
+        self, place: tuple[int, int], prompt: list[int], max_tokens: int, eos: int | None, adapter: str | None
+    ) -> None:
         produced, ending = self.harness.tokens[place], self.harness.endings[place]
         room = min(max_tokens, self.core.limits.max_model_len - len(prompt))
-        expected = alone(prompt, room, eos=eos, windows=self.windows)
+        if adapter == "gone":
+            assert not produced
+            assert ending.finish in (Finish.UNREADABLE, Finish.CANCELLED)
+            return
+        expected = alone(prompt, room, eos=eos, windows=self.windows, adapter=adapter)
         # An abort, or a pool that leases have made small, may end it early; nothing may change what it said.
         assert produced == expected[: len(produced)]
         if ending.finish is Finish.STOP:

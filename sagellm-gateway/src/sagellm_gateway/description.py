@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from .openai.adapters import LoadAdapterBody, UnloadAdapterBody
 from .openai.chat import ChatBody
 from .openai.completions import CompletionBody
 from .openai.embeddings import EmbeddingBody
@@ -46,7 +47,15 @@ def description(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         described = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
-        for kind in (ChatBody, CompletionBody, EmbeddingBody, RerankBody, ScoreBody):
+        for kind in (
+            ChatBody,
+            CompletionBody,
+            EmbeddingBody,
+            RerankBody,
+            ScoreBody,
+            LoadAdapterBody,
+            UnloadAdapterBody,
+        ):
             schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[kind.__name__] = schema

@@ -45,6 +45,8 @@ _GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ("kv_cache_usage_perc", "Share of the KV blocks that sequences hold; 1 is all.", lambda stats: stats.kv_usage),
     ("kv_offload_host_bytes", "Blocks kept in host memory.", lambda stats: stats.host_kv_bytes),
     ("kv_offload_disk_bytes", "Blocks kept on disk.", lambda stats: stats.disk_kv_bytes),
+    ("adapters", "LoRA adapters served.", lambda stats: stats.adapters),
+    ("adapters_in_memory", "LoRA adapters whose weights are in memory.", lambda stats: stats.adapters_in_memory),
     ("heartbeat_age_seconds", "Since the engine's core last proved alive.", lambda stats: stats.heartbeat_age_s),
 )
 _COUNTERS: tuple[tuple[str, str, _Read], ...] = (

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         PROTOCOL_VERSION,
     )
     from .backend import (
+        AdaptedRows,
         AttentionBatch,
         AttentionPlan,
         Backend,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Group,
         KVCache,
         KVSpec,
+        LowRank,
         MemoryInfo,
         RawWeight,
         RopeSpec,
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
         DType,
     )
     from .engine import (
+        AdapterInfo,
+        AdapterSpec,
         EngineCapabilities,
         EngineInfo,
         EngineSpec,
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
         parse_event,
     )
     from .interfaces import (
+        AdapterHost,
         ControlPlane,
         Engine,
         EngineHandle,
@@ -132,6 +137,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "_wire": ("PROTOCOL_VERSION",),
     "backend": (
+        "AdaptedRows",
         "AttentionBatch",
         "AttentionPlan",
         "Backend",
@@ -141,6 +147,7 @@ _NAMES = {
         "Group",
         "KVCache",
         "KVSpec",
+        "LowRank",
         "MemoryInfo",
         "RawWeight",
         "RopeSpec",
@@ -171,6 +178,8 @@ _NAMES = {
         "DeviceInfo",
     ),
     "engine": (
+        "AdapterInfo",
+        "AdapterSpec",
         "EngineCapabilities",
         "EngineInfo",
         "EngineSpec",
@@ -199,6 +208,7 @@ _NAMES = {
         "parse_event",
     ),
     "interfaces": (
+        "AdapterHost",
         "ControlPlane",
         "Engine",
         "EngineHandle",
@@ -251,6 +261,10 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "PROTOCOL_VERSION",
     "SLO",
+    "AdaptedRows",
+    "AdapterHost",
+    "AdapterInfo",
+    "AdapterSpec",
     "AttentionBatch",
     "AttentionPlan",
     "Backend",
@@ -293,6 +307,7 @@ __all__ = [
     "KVTransfer",
     "KVTransferTicket",
     "Launcher",
+    "LowRank",
     "MemoryInfo",
     "Message",
     "Metrics",

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from typing_extensions import Buffer
 
@@ -299,6 +299,39 @@ class GateSpec:
 
 
 @dataclass(frozen=True)
+class LowRank(Generic[T]):
+    """What an adapter adds to one packed weight: ``up @ down`` for each of the matrices stacked in it that it adapts.
+
+    Low-rank adaptation (LoRA, Hu et al. 2021); its scale is in ``up`` already. All ``down`` are one tensor, read in one
+    product, and each ``up`` reads its own part of what that gives.
+
+    Attributes:
+        down: ``[R, E]``, R the ranks of all matrices together.
+        up: Of each matrix, ``[O_i, R_i]``; the ``R_i`` sum to R.
+        begins: The output feature at which each of them begins.
+    """
+
+    down: T
+    up: tuple[T, ...]
+    begins: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AdaptedRows(Generic[T]):
+    """Rows of an activation that go through an adapter.
+
+    Attributes:
+        begin: The first.
+        end: One past the last.
+        low_rank: What the adapter adds to the weight at hand.
+    """
+
+    begin: int
+    end: int
+    low_rank: LowRank[T]
+
+
+@dataclass(frozen=True)
 class SamplingBatch:
     """How each of R rows of logits is to be sampled: host values, one entry a row unless said otherwise.
 
@@ -450,7 +483,7 @@ class Backend(Protocol[T]):
         ...
 
     def concat(self, tensors: Sequence[T], axis: int) -> T:
-        """Join tensors along ``axis``."""
+        """Join tensors along ``axis``; of floating types that differ, in the widest."""
         ...
 
     def synchronize(self) -> None:
@@ -483,13 +516,14 @@ class Backend(Protocol[T]):
         """
         ...
 
-    def linear(self, x: T, weight: Weight, adapters: Any = None) -> T:
+    def linear(self, x: T, weight: Weight, adapters: Sequence[AdaptedRows[T]] | None = None) -> T:
         """``x @ weight.T + bias``: ``[T, E]`` to ``[T, O]`` in ``x``'s dtype.
 
         Args:
             x: Rows of any activation.
             weight: A packed weight.
-            adapters: Adapter slot of each token; ``None`` when no token has one.
+            adapters: Runs of rows to which an adapter adds ``x @ down.T @ up.T``; they do not overlap, and the other
+                rows come out as they would without any. ``None`` when no row has one.
         """
         ...
 

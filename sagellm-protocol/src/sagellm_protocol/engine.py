@@ -95,6 +95,15 @@ class EngineSpec(Ask):
     """Draft tokens and verify several in one step; absent, each step makes one token a sequence."""
     core: Literal["process", "inline"] = "process"
     """Whether the engine's core runs in a process of its own or in the caller's."""
+    adapters: dict[Name, str] = Field(default={})
+    """LoRA adapters by the names that requests use for them, each with the folder it is read from."""
+    adapter_root: str | None = None
+    """Let adapters be loaded while the engine runs, from within this folder alone; absent, none may be."""
+    max_adapters: int = Field(default=4, ge=1)
+    """Adapters held in memory at once, which is also how many different ones a step may use. Those beyond are read
+    again when they are used."""
+    max_adapter_rank: int = Field(default=64, ge=1)
+    """Largest rank of an adapter; with ``max_adapters`` it bounds their memory."""
     seed: int | None = None
     """Makes requests without a seed of their own reproducible in order of arrival (tests)."""
     threads: int | None = Field(default=None, ge=1)
@@ -104,6 +113,27 @@ class EngineSpec(Ask):
     def names(self) -> tuple[str, ...]:
         """Names requests may use for this engine's model."""
         return self.served_names or (self.model,)
+
+
+class AdapterSpec(Ask):
+    """A LoRA adapter that is to be served while its engine runs."""
+
+    name: Name
+    """What requests call it; a model's name to them."""
+    path: str = Field(min_length=1)
+    """Its folder, on the engine's host."""
+    base: Name | None = None
+    """Served name of the model it was trained on, where several are served."""
+    replace: bool = False
+    """Take the place of an adapter of the same name; otherwise that is a conflict."""
+
+
+class AdapterInfo(Report):
+    """A LoRA adapter that an engine serves."""
+
+    name: str
+    key: str
+    """Identity of its weights, as block hashes use it."""
 
 
 class EngineState(str, Enum):
@@ -156,6 +186,13 @@ class EngineInfo(Report):
     """Its answers are made up."""
     capabilities: EngineCapabilities = EngineCapabilities.model_construct()
     device: DeviceInfo | None = None
+    adapters: tuple[AdapterInfo, ...] | None = None
+    """LoRA adapters that requests may name in place of a served name; absent where it takes none."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that requests may name: the model's served names, then its adapters."""
+        return (*self.served_names, *(adapter.name for adapter in self.adapters or ()))
 
 
 class EngineStats(Report):
@@ -199,6 +236,10 @@ class EngineStats(Report):
     """Draft tokens verified; ``None`` where none are drafted."""
     accepted_tokens: int | None = None
     """Those of them that were accepted."""
+    adapters: int | None = None
+    """LoRA adapters it serves."""
+    adapters_in_memory: int | None = None
+    """Those of them whose weights are in memory."""
     completed: int = 0
     failed: int = 0
     cancelled: int = 0

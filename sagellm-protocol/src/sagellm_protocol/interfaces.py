@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ._wire import Ask, Report
 from .blocks import BlockHash, KVEventBatch
-from .engine import EngineInfo, EngineSpec, EngineState, EngineStats
+from .engine import AdapterSpec, EngineInfo, EngineSpec, EngineState, EngineStats
 from .errors import ErrorCode, SageLLMError
 from .events import StreamEvent
 from .requests import EmbedRequest, Request, ScoreRequest
@@ -213,6 +213,31 @@ class SleepManager(Protocol):
         ...
 
 
+@runtime_checkable
+class AdapterHost(Protocol):
+    """What an engine, or a control plane, also is when LoRA adapters come and go while it runs.
+
+    Asked with ``isinstance``. What is served is in ``info.adapters``.
+    """
+
+    async def load_adapter(self, adapter: AdapterSpec) -> None:
+        """Serve an adapter under a name of its own; returns once requests may name it.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` where adapters are not switched on; ``PERMISSION_DENIED`` for a place that the
+                operator does not allow; ``CONFLICT`` for a name in use; what is wrong with the adapter, by name.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Serve it no more. Requests that are using it end as they would; then its memory is given back.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND``, listing those there are; ``UNSUPPORTED`` and ``PERMISSION_DENIED`` as above.
+        """
+        ...
+
+
 class EngineHandle(Protocol):
     """An engine that a launcher started."""
 
@@ -274,6 +299,8 @@ class ModelInfo(Report):
     """A model that can be asked for by name."""
 
     name: str
+    parent: str | None = None
+    """The model it adapts, where it is a LoRA adapter."""
     engines: int = Field(ge=0)
     """Engines that serve it."""
     ready: int = Field(ge=0)

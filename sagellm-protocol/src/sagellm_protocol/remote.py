@@ -18,6 +18,8 @@ Every path stands under :data:`PREFIX`. Bodies are JSON of this package's models
 ``POST /sleep``             :class:`SleepCall` in; 204 once it sleeps
 ``POST /wake``              no body; 204 once it is ready
 ``POST /reload``            :class:`ReloadCall` in; 204 once it is ready with other weights
+``POST /adapters/load``     an AdapterSpec in, EngineInfo out once it is served
+``POST /adapters/unload``   :class:`UnloadAdapterCall` in, EngineInfo out
 ==========================  =====================================================================================
 
 **Framing.** ``/generate`` answers 200 with ``application/x-ndjson``: one event a line, in UTF-8 JSON. A blank line is a
@@ -82,6 +84,12 @@ class ReloadCall(Ask):
 
     model: Name
     revision: str | None = None
+
+
+class UnloadAdapterCall(Ask):
+    """Body of ``/adapters/unload``."""
+
+    name: Name
 
 
 class ErrorBody(Report):

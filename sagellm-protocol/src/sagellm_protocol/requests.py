@@ -163,6 +163,7 @@ class _Routed(Ask):
     user: str | None = None
     session_id: str | None = None
     adapter: str | None = None
+    """A LoRA adapter of the model, by name; ``model`` may name it as well."""
     requires: tuple[str, ...] = ()
     """Features this request depends on; whoever does not know one refuses the request by that name."""
 

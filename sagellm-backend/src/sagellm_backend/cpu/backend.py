@@ -14,16 +14,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from sagellm_backend import collectives, formats, host
+from sagellm_backend.adapters import add_low_rank
 from sagellm_backend.dtypes import TORCH, parse_dtype
 from sagellm_backend.paged import PagedKV, Pool
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from sagellm_protocol.backend import (
+    AdaptedRows,
     AttentionBatch,
     FusableUnit,
     GateSpec,
@@ -127,13 +128,18 @@ class CpuBackend(TorchBackend):
             looked_up=use is not WeightUse.LINEAR,
         )
 
-    def linear(self, x: torch.Tensor, weight: CpuWeight | NativeMatrix, adapters: Any = None) -> torch.Tensor:
-        """``x @ weight.T + bias``."""
-        if adapters is not None:
-            self.check_adapters(adapters)
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: CpuWeight | NativeMatrix,
+        adapters: Sequence[AdaptedRows[torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        """``x @ weight.T + bias``, and what adapters add."""
         if isinstance(weight, CpuWeight) and x.dtype != weight.dtype:
-            return weight.linear(x.to(weight.dtype)).to(x.dtype)
-        return weight.linear(x)
+            y = weight.linear(x.to(weight.dtype)).to(x.dtype)
+        else:
+            y = weight.linear(x)
+        return add_low_rank(y, x, adapters) if adapters else y
 
     def embedding(self, ids: torch.Tensor, weight: CpuWeight | NativeMatrix, dtype: DType) -> torch.Tensor:
         """Rows of a table."""

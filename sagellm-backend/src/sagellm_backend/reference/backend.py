@@ -7,7 +7,6 @@ Knows nothing of models, requests or scheduling.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from sagellm_backend.dtypes import TORCH, parse_dtype
 from sagellm_backend.paged import PagedKV
 from sagellm_backend.torch_backend import TorchBackend, check_device, use_threads
 from sagellm_protocol.backend import (
+    AdaptedRows,
     AttentionBatch,
     GateSpec,
     RawWeight,
@@ -88,12 +88,21 @@ class ReferenceBackend(TorchBackend):
         vector = torch.cat([self.tensor(part, dtype) for part in bias]) if bias else None
         return MatrixWeight(matrix, vector)
 
-    def linear(self, x: torch.Tensor, weight: MatrixWeight, adapters: Any = None) -> torch.Tensor:
-        """``x @ weight.T + bias``."""
-        self.check_adapters(adapters)
-        y = x.float() @ weight.matrix.float().T
+    def linear(
+        self, x: torch.Tensor, weight: MatrixWeight, adapters: Sequence[AdaptedRows[torch.Tensor]] | None = None
+    ) -> torch.Tensor:
+        """``x @ weight.T + bias``, and what adapters add."""
+        h = x.float()
+        y = h @ weight.matrix.float().T
         if weight.bias is not None:
             y = y + weight.bias.float()
+        for rows in adapters or ():
+            low_rank, first = rows.low_rank, 0
+            low = h[rows.begin : rows.end] @ low_rank.down.float().T
+            for up, begin in zip(low_rank.up, low_rank.begins, strict=True):
+                outputs, rank = up.shape
+                y[rows.begin : rows.end, begin : begin + outputs] += low[:, first : first + rank] @ up.float().T
+                first += rank
         return y.to(x.dtype)
 
     def embedding(self, ids: torch.Tensor, weight: MatrixWeight, dtype: DType) -> torch.Tensor:

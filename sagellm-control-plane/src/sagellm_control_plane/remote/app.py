@@ -22,6 +22,8 @@ from starlette.types import Receive, Scope, Send
 from sagellm_control_plane.sleeping import sleeper
 from sagellm_protocol import (
     PROTOCOL_VERSION,
+    AdapterHost,
+    AdapterSpec,
     EmbedRequest,
     EngineState,
     ErrorCode,
@@ -43,6 +45,7 @@ from sagellm_protocol.remote import (
     GenerateCall,
     ReloadCall,
     SleepCall,
+    UnloadAdapterCall,
     check_version,
 )
 
@@ -85,6 +88,10 @@ class EngineApp:
                 Route(PREFIX + "/embed", self._done(EmbedRequest, engine.embed), methods=["POST"]),
                 Route(PREFIX + "/score", self._done(ScoreRequest, engine.score), methods=["POST"]),
                 Route(PREFIX + "/abort", self._done(AbortCall, self._abort), methods=["POST"]),
+                Route(PREFIX + "/adapters/load", self._done(AdapterSpec, self._load_adapter), methods=["POST"]),
+                Route(
+                    PREFIX + "/adapters/unload", self._done(UnloadAdapterCall, self._unload_adapter), methods=["POST"]
+                ),
                 Route(PREFIX + "/drain", self._drain, methods=["POST"]),
                 Route(PREFIX + "/sleep", self._changed(self._sleep), methods=["POST"]),
                 Route(PREFIX + "/wake", self._changed(self._wake), methods=["POST"]),
@@ -171,6 +178,19 @@ class EngineApp:
 
     async def _abort(self, call: AbortCall) -> BaseModel:
         return AbortAnswer(aborted=await self._engine.abort(call.request_id))
+
+    async def _load_adapter(self, adapter: AdapterSpec) -> BaseModel:
+        await self._adapter_host().load_adapter(adapter)
+        return self._engine.info
+
+    async def _unload_adapter(self, call: UnloadAdapterCall) -> BaseModel:
+        await self._adapter_host().unload_adapter(call.name)
+        return self._engine.info
+
+    def _adapter_host(self) -> AdapterHost:
+        if not isinstance(self._engine, AdapterHost):
+            raise SageLLMError(ErrorCode.UNSUPPORTED, f"engine {self._engine.info.engine!r} takes no adapters")
+        return self._engine
 
     async def _drain(self, http: HttpRequest) -> Response:
         await self._engine.drain()

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from sagellm_protocol import (
     PROTOCOL_VERSION,
+    AdapterSpec,
     EmbedRequest,
     EmbedResponse,
     EngineInfo,
@@ -47,6 +48,7 @@ from sagellm_protocol.remote import (
     GenerateCall,
     ReloadCall,
     SleepCall,
+    UnloadAdapterCall,
     check_version,
 )
 
@@ -196,10 +198,19 @@ class RemoteEngine:
             # What answers next may be another engine, started anew at the same address.
             self._stale = True
             raise
-        if self._stale or stats.state is not self._info.state:
+        known = None if self._info.adapters is None else len(self._info.adapters)
+        if self._stale or stats.state is not self._info.state or stats.adapters != known:
             self._info = await self._ask("GET", "/info", EngineInfo)
             self._stale = False
         return stats
+
+    async def load_adapter(self, adapter: AdapterSpec) -> None:
+        """Have the server's engine serve a LoRA adapter, which is read on its host."""
+        self._info = await self._ask("POST", "/adapters/load", EngineInfo, adapter.to_wire())
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have it serve one no more."""
+        self._info = await self._ask("POST", "/adapters/unload", EngineInfo, UnloadAdapterCall(name=name).to_wire())
 
     async def drain(self) -> None:
         """Have the server drain; returns once it has, however long that takes."""

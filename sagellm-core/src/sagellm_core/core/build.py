@@ -17,6 +17,7 @@ from sagellm_core.offload.open import shelf_opener
 from sagellm_core.options import deterministic_option, pooling_option, step_log_option
 from sagellm_protocol.engine import EngineSpec
 
+from .adapter_places import AdapterPlaces
 from .draft import open_draft
 from .loop import EngineCore
 from .sizing import decide_encoder_limits, decide_limits
@@ -60,6 +61,11 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     positions = info.max_position_embeddings
     if spec.max_model_len is None and pooling is not None:
         positions = min(positions, pooling.max_length or positions)  # beyond it the model was not trained
+    free_bytes, adapters = executor.memory().free_bytes, None
+    if spec.adapters or spec.adapter_root is not None:
+        store = executor.adapters(spec.max_adapter_rank)
+        adapters = AdapterPlaces(store, spec.max_adapters)
+        free_bytes = max(0, free_bytes - spec.max_adapters * store.largest_bytes)
     if info.kv_specs:
         limits = decide_limits(
             spec,
@@ -67,7 +73,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
             kv_dtype=info.kv_dtype,
             max_position_embeddings=positions,
             device_kind=info.device.kind,
-            free_bytes=executor.memory().free_bytes,
+            free_bytes=free_bytes,
         )
     else:
         limits = decide_encoder_limits(spec, max_position_embeddings=positions, device_kind=info.device.kind)
@@ -81,6 +87,7 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         open_shelf=open_shelf,
         drafting=None if asked is None else DraftPolicy(asked.tokens, adaptive=asked.adaptive),
         step_log=None if where is None else StepLog(where),
+        adapters=adapters,
     )
 
 

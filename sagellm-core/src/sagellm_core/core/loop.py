@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from sagellm_core.adapters.base import AdapterRef
 from sagellm_core.executor.base import CacheLayout, Executor, ModelInfo
 from sagellm_core.grammar.base import Grammar, GrammarError, Grammars
 from sagellm_core.offload.layout import BlockLayout, layout_of
@@ -26,6 +27,7 @@ from sagellm_protocol.blocks import BlockHash, root_hash
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.logs import naming
 
+from .adapter_places import AdapterPlaces
 from .block_manager import BlockManager, group_specs
 from .block_pool import Observers
 from .kv_log import KVLog
@@ -78,10 +80,12 @@ class EngineCore:
         open_shelf: Opens what keeps blocks outside the device, given how they lie.
         drafting: Says how many tokens to draft, where the executor drafts any.
         step_log: Where each step is noted.
+        adapters: Keeps those in memory that steps need. Without it requests that name one are refused.
 
     Attributes:
         kv_log: What changes in the prefix cache, and in what is kept outside the device.
         wake: Called from another thread when :meth:`settle` has something to do.
+        adapters: As given.
     """
 
     def __init__(
@@ -94,10 +98,14 @@ class EngineCore:
         open_shelf: Callable[[BlockLayout], Shelf] | None = None,
         drafting: DraftPolicy | None = None,
         step_log: StepLog | None = None,
+        adapters: AdapterPlaces | None = None,
     ) -> None:
         self.limits = limits
         self.kv_log = KVLog()
         self.wake: Callable[[], None] = _nobody_waits
+        self.adapters = adapters
+        if adapters is not None:
+            adapters.wake = self._wake
         self._grammars = grammars
         self._drafting = drafting
         self._step_log = step_log
@@ -125,6 +133,7 @@ class EngineCore:
             hold=self._waits_for_blocks,
             drafting=drafting,
             whole=not groups,
+            adapters=adapters,
         )
         self._kv_bytes = executor.allocate(
             CacheLayout(limits.num_blocks, limits.block_size, limits.max_num_seqs, limits.max_model_len)
@@ -185,8 +194,9 @@ class EngineCore:
             raise ValueError(f"ticket {request.ticket} is in flight already")
         if request.sampling.grammar is not None and self._grammars is None:
             raise ValueError("this core compiles no grammars")
+        self._check_adapter(request.adapter)
         number = next(self._arrivals)
-        root = self._root(number, request.cache_salt)
+        root = self._root(number, request.cache_salt, request.adapter)
         now = time.monotonic()
         sequences: list[Sequence] = []
         for index, seed in enumerate(request.seeds):
@@ -203,6 +213,7 @@ class EngineCore:
                 min(length + request.max_tokens, longest),
                 root,
                 sequences[0] if sequences else None,
+                adapter=request.adapter,
             )
             sequence.times.added = now
             sequences.append(sequence)
@@ -224,8 +235,9 @@ class EngineCore:
                 raise ValueError(f"an input of {len(tokens)} tokens does not fit a context of {longest}")
         if (origin, request.ticket) in self._by_ticket:
             raise ValueError(f"ticket {request.ticket} is in flight already")
+        self._check_adapter(request.adapter)
         number = next(self._arrivals)
-        root = self._root(number, None)
+        root = self._root(number, None, request.adapter)
         now = time.monotonic()
         sequences: list[Sequence] = []
         for index, (tokens, pooled) in enumerate(zip(request.inputs, request.pooled, strict=True)):
@@ -239,15 +251,25 @@ class EngineCore:
                 root,
                 pooled=pooled,
                 read_whole=self._executor.info.pooling == "mean",
+                adapter=request.adapter,
             )
             sequence.times.added = now
             sequences.append(sequence)
         self._prompt_tokens += sum(map(len, request.inputs))
         self._enter(number, origin, request.ticket, sequences, request.name)
 
-    def _root(self, number: int, salt: str | None) -> BlockHash:
+    def _root(self, number: int, salt: str | None, adapter: AdapterRef | None) -> BlockHash:
         # Without a prefix cache only siblings may share, under a root that is theirs alone.
-        return root_hash(self._model_key, None, salt if self._prefix_caching else f"request {number}")
+        key = None if adapter is None else adapter.key
+        return root_hash(self._model_key, key, salt if self._prefix_caching else f"request {number}")
+
+    def _wake(self) -> None:
+        # Whoever serves the core says how it is woken once the core is made.
+        self.wake()
+
+    def _check_adapter(self, adapter: AdapterRef | None) -> None:
+        if adapter is not None and self.adapters is None:
+            raise ValueError("this core takes no adapters")
 
     def _enter(
         self,
@@ -261,6 +283,9 @@ class EngineCore:
         self._requests[number] = _Request(origin, ticket, sequences, len(sequences), name=name)
         self._by_ticket[origin, ticket] = number
         self._stalled = False
+        for sequence in sequences:
+            if sequence.adapter is not None and self.adapters is not None:
+                self.adapters.enter(sequence.adapter)
         if grammar is not None:
             self._hold(number, sequences, grammar)
             return
@@ -273,10 +298,12 @@ class EngineCore:
             self._grammars.teach(vocabulary)
 
     def settle(self) -> Outputs:
-        """Let those go on whose grammars have been compiled; those whose could not be, end. Copy blocks for a while."""
+        """Let those go on whose grammars were compiled or adapters read; those whose could not be, end. Copy blocks."""
         outputs: Outputs = {}
         if self._offload is not None and self._offload.work():
             self._stalled = False
+        if self.adapters is not None:
+            self._settle_adapters(self.adapters, outputs)
         while self._compiled:
             number, compiled = self._compiled.popleft()
             request = self._requests.get(number)
@@ -302,6 +329,20 @@ class EngineCore:
                     sequence.error = str(problem) if refused else f"{type(problem).__name__}: {problem}"
                     self._end(sequence, outputs)
         return outputs
+
+    def _settle_adapters(self, adapters: AdapterPlaces, outputs: Outputs) -> None:
+        before = adapters.pending
+        failed = adapters.settle()
+        if before:
+            self._stalled = False
+        for sequence in [one for one in self._scheduler.waiting if one.adapter is not None] if failed else ():
+            assert sequence.adapter is not None
+            problem = failed.get(sequence.adapter.key)
+            if problem is not None:
+                fault = isinstance(problem, SageLLMError)
+                sequence.finish = Finish.UNREADABLE if fault else Finish.FAILED
+                sequence.error = str(problem) if fault else f"{type(problem).__name__}: {problem}"
+                self._end(sequence, outputs)
 
     def _hold(self, number: int, sequences: list[Sequence], grammar: str) -> None:
         assert self._grammars is not None
@@ -435,6 +476,8 @@ class EngineCore:
         if self._offload is not None:
             self._offload.flush()
         self._blocks.clear()
+        if self.adapters is not None:
+            self.adapters.vacate()
 
     def stats(self) -> CoreStats:
         """Its load now."""
@@ -459,6 +502,7 @@ class EngineCore:
             prefix_hit_tokens=self._blocks.hit_tokens,
             preemptions=scheduler.preemptions,
             evicted_blocks=self._blocks.evicted,
+            adapters_in_memory=None if self.adapters is None else self.adapters.in_memory,
             **({} if self._offload is None else self._offload.stats()),
             drafted_tokens=None if self._drafting is None else self._drafting.drafted,
             accepted_tokens=None if self._drafting is None else self._drafting.accepted,
@@ -477,9 +521,13 @@ class EngineCore:
         )
         assert len(self._by_ticket) == len(self._requests), "a ticket outlived its request"
         assert not any(sequence.num_scheduled for sequence in live), "a token is scheduled between steps"
+        if self.adapters is not None:
+            self.adapters.check_integrity(*([one.adapter for one in some if one.adapter] for some in (running, live)))
 
     def stop(self) -> None:
-        """Give up the executor, and compile nothing more; what is to outlive it is written first."""
+        """Give up the executor; compile and read nothing more. What is to outlive it is written first."""
+        if self.adapters is not None:
+            self.adapters.stop()
         if self._grammars is not None:
             self._grammars.stop()
         if self._offload is not None:
@@ -562,6 +610,8 @@ class EngineCore:
         self._scheduler.leave(sequence)
         if self._offload is not None:
             self._offload.forget(sequence)
+        if sequence.adapter is not None and self.adapters is not None:
+            self.adapters.end(sequence.adapter)
         self._stalled = False
         if sequence.times.preempted is not None:
             sequence.times.evicted_s += time.monotonic() - sequence.times.preempted

@@ -73,6 +73,7 @@ class NewSequence(msgspec.Struct, frozen=True):
         sampling: How its tokens are chosen.
         output: Token ids it produced before it was preempted.
         pooled: How it becomes a vector, if it is read and not continued.
+        adapter: Key of the adapter it goes through; it is in memory as long as the slot is taken.
     """
 
     slot: int
@@ -80,6 +81,7 @@ class NewSequence(msgspec.Struct, frozen=True):
     sampling: TokenSampling
     output: list[int] = []
     pooled: Pooled | None = None
+    adapter: str | None = None
 
 
 class NewBlocks(msgspec.Struct, frozen=True):
@@ -103,7 +105,8 @@ class StepPlan(msgspec.Struct, frozen=True):
         added: Sequences that take slots.
         blocks: Blocks appended to tables.
         copies: Blocks to copy, ``(source, target)``, before anything is computed.
-        slots: The slot of each row, in the order the rows are computed; each slot once.
+        slots: The slot of each row, in the order the rows are computed; each slot once. Rows without an adapter come
+            first, then those of each adapter side by side.
         num_computed: Tokens of each row's sequence that are cached already.
         num_scheduled: Tokens of each row's sequence to compute now, at least one.
         samples: Whether each row produces a token, or its vector: its sequence has no tokens left uncomputed after

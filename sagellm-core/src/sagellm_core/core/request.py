@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from sagellm_core.adapters.base import AdapterRef
+
 from .plan import Pooled, TokenLogprob, TokenSampling
 from .sequence import Finish
 
@@ -24,6 +26,7 @@ class CoreRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         cache_salt: Shares prefixes with requests of the same salt only.
         goes_on: The prompt is one that was counted before, and what was made of it.
         name: What log lines call it.
+        adapter: What it goes through besides the model.
     """
 
     ticket: int
@@ -35,6 +38,7 @@ class CoreRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     cache_salt: str | None = None
     goes_on: bool = False
     name: str | None = None
+    adapter: AdapterRef | None = None
 
 
 class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -46,6 +50,7 @@ class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         pooled: How each becomes a vector.
         priority: Lower is served sooner.
         name: What log lines call it.
+        adapter: What they go through besides the model.
     """
 
     ticket: int
@@ -53,6 +58,7 @@ class PoolRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     pooled: list[Pooled]
     priority: int = 0
     name: str | None = None
+    adapter: AdapterRef | None = None
 
 
 class Ending(msgspec.Struct, frozen=True, array_like=True):
@@ -61,7 +67,7 @@ class Ending(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         finish: How.
         stop_token: The end token that was produced, if one was.
-        message: What went wrong, for ``FAILED`` and ``REFUSED``.
+        message: What went wrong, for ``FAILED``, ``REFUSED`` and ``UNREADABLE``.
         preemptions: Times it lost its blocks.
         evicted_s: Seconds between losing its blocks and being scheduled again, summed.
         kv_tokens: Most tokens that its request held in the cache at once so far, shared ones counted once.
@@ -147,3 +153,4 @@ class CoreStats(msgspec.Struct, frozen=True, array_like=True):
     loaded_blocks: int | None = None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    adapters_in_memory: int | None = None

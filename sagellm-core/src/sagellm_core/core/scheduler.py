@@ -6,7 +6,8 @@ given a block takes it from the last in order of service, which is recomputed la
 preempted for another, so it always gets on; alone it ends when the pool does. Admission takes the blocks of all known
 tokens at once, so prefills never compete half-way. One that waits and is more urgent than some that run takes the slot
 and the blocks it lacks from the least urgent of them, the newest first, if all of those together have enough; one that
-is as urgent never does, whenever it came. Drafts take what all of these leave of budget and blocks.
+is as urgent never does, whenever it came. One whose adapter is not in memory is passed over until it is. Drafts take
+what all of these leave of budget and blocks.
 
 Holds no tensors, calls no executor; plain integers in, a :class:`~.plan.StepPlan` out.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import add
 
+from .adapter_places import AdapterPlaces, Place
 from .block_manager import BlockManager
 from .no_blocks import NoBlocks
 from .plan import NewBlocks, NewSequence, StepPlan
@@ -60,6 +62,7 @@ class _Draft:
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)
+    crowded: bool = False  # one that waits has no place for its adapter
 
     def give(self, sequence: Sequence, count: int, blocks: list[list[int]]) -> None:
         """Add a row."""
@@ -88,6 +91,7 @@ class Scheduler:
         drafting: Says how many tokens to draft, if any are.
         whole: Compute a sequence's tokens in one step or not at all, as a model needs that keeps nothing between steps;
             the budget is at least the longest sequence then.
+        adapters: Which of them are in memory; without it, no sequence has one.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Scheduler:
         *,
         drafting: DraftPolicy | None = None,
         whole: bool = False,
+        adapters: AdapterPlaces | None = None,
     ) -> None:
         assert max_num_batched_tokens >= max_num_seqs, "every slot must be able to decode in every step"
         self.blocks = blocks
@@ -110,6 +115,7 @@ class Scheduler:
         self._hold = hold
         self._drafting = drafting
         self._whole = whole
+        self._adapters = adapters
         self._budget = max_num_batched_tokens
         self._slots = list(range(max_num_seqs - 1, -1, -1))
         self._dropped: list[int] = []
@@ -191,7 +197,7 @@ class Scheduler:
                 continue
             if draft.budget <= 0 and not self._outranked(sequence):
                 break
-            if self._hold(sequence):
+            if self._waits_for_adapter(sequence, draft) or self._hold(sequence):
                 continue
             if not self._budget_for(sequence, draft):
                 break
@@ -212,6 +218,7 @@ class Scheduler:
                     sequence.sampling,
                     sequence.output,
                     sequence.pooled,
+                    None if sequence.adapter is None else sequence.adapter.key,
                 )
             )
 
@@ -289,7 +296,23 @@ class Scheduler:
         size = self.blocks.block_size
         return leader.num_computed < (sequence.prompt_len - 1) // size * size
 
+    def _waits_for_adapter(self, sequence: Sequence, draft: _Draft) -> bool:
+        """Whether its adapter is not in memory.
+
+        Behind one that has no place for its adapter all others with adapters wait, lest those that run never make room.
+        """
+        if sequence.adapter is None:
+            return False
+        assert self._adapters is not None, "a sequence names an adapter, and there are none"
+        if draft.crowded:
+            return True
+        place = self._adapters.ask(sequence.adapter)
+        draft.crowded = place is Place.NONE
+        return place is not Place.READY
+
     def _seat(self, sequence: Sequence) -> None:
+        if sequence.adapter is not None and self._adapters is not None:
+            self._adapters.take(sequence.adapter)
         sequence.slot = self._slots.pop()
         sequence.status = Status.RUNNING
         sequence.leader = None
@@ -299,6 +322,8 @@ class Scheduler:
         self._before_release(sequence)
         self.blocks.release(sequence)
         self.running.remove(sequence)
+        if sequence.adapter is not None and self._adapters is not None:
+            self._adapters.leave(sequence.adapter)
         self._dropped.append(sequence.slot)
         self._slots.append(sequence.slot)
         sequence.slot = -1
@@ -315,6 +340,8 @@ class Scheduler:
         rows = list(draft.rows)
         if not rows:
             return Step(None, rows, draft.admitted, draft.preempted, draft.ended)
+        if self._adapters is not None:
+            rows.sort(key=_adapter_key)
         plan = StepPlan(
             step=self._steps,
             dropped=self._dropped,
@@ -322,7 +349,7 @@ class Scheduler:
             blocks=[NewBlocks(sequence.slot, groups) for sequence, groups in draft.blocks.items()],
             slots=[sequence.slot for sequence in rows],
             num_computed=[sequence.num_computed for sequence in rows],
-            num_scheduled=list(draft.rows.values()),
+            num_scheduled=[draft.rows[sequence] for sequence in rows],
             samples=[sequence.uncomputed == 0 for sequence in rows],
             drafts=[draft.drafts.get(sequence, 0) for sequence in rows] if draft.drafts else [],
         )
@@ -333,3 +360,7 @@ class Scheduler:
 
 def _key(sequence: Sequence) -> tuple[int, int]:
     return sequence.key
+
+
+def _adapter_key(sequence: Sequence) -> str:
+    return "" if sequence.adapter is None else sequence.adapter.key

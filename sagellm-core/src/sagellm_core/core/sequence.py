@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sagellm_core.adapters.base import AdapterRef
 from sagellm_protocol.blocks import BlockHash, block_hash
 
 from .plan import Pooled, TokenSampling
@@ -25,6 +26,8 @@ class Finish(str, Enum):
     FAILED = "failed"
     REFUSED = "refused"
     """What its output was to follow is no grammar; the fault is the asker's."""
+    UNREADABLE = "unreadable"
+    """Its adapter could not be read."""
 
 
 class Status(Enum):
@@ -59,12 +62,14 @@ class Sequence:
         preemptions: Times it lost its blocks.
         pooled: How it becomes a vector, if it is read and not continued.
         drafting: What drafts brought it, once it had some.
+        adapter: What it goes through besides the model, if anything.
         read_whole: Every one of its tokens is to be computed, so that no prefix hit may skip some.
     """
 
     __slots__ = (
         "_hashes",
         "_root",
+        "adapter",
         "cached_tokens",
         "drafting",
         "end_ids",
@@ -103,6 +108,7 @@ class Sequence:
         leader: Sequence | None = None,
         pooled: Pooled | None = None,
         read_whole: bool = False,
+        adapter: AdapterRef | None = None,
     ) -> None:
         self.request = request
         self.index = index
@@ -115,6 +121,7 @@ class Sequence:
         self.end_ids = frozenset(sampling.end_ids)
         self.limit = limit
         self.leader = leader
+        self.adapter = adapter
         self.status = Status.WAITING
         self.num_computed = 0
         self.num_scheduled = 0

@@ -14,12 +14,14 @@ from typing import Any
 from typing_extensions import Buffer
 
 from sagellm_core import models
+from sagellm_core.adapters.store import AdapterStore
 from sagellm_core.core.plan import StepPlan, StepResult
 from sagellm_core.grammar.base import Grammars
+from sagellm_core.layers.adapted import Adapting
 from sagellm_core.loading.base import Checkpoint
 from sagellm_core.loading.config import ModelConfig
 from sagellm_core.loading.pooling import PoolingKind
-from sagellm_core.models.base import Model
+from sagellm_core.models.base import AdaptableModel, Model
 from sagellm_core.models.encoder import Encoder
 from sagellm_protocol.backend import Backend, KVCache, MemoryInfo
 from sagellm_protocol.devices import BackendCapabilities, DType
@@ -131,6 +133,35 @@ class InlineExecutor:
     def memory(self) -> MemoryInfo:
         """Device memory that is there for the cache."""
         return self._ops.memory()
+
+    def adapters(self, largest_rank: int) -> AdapterStore:
+        """What holds the weights of adapters of its model.
+
+        Raises:
+            SageLLMError: ``UNSUPPORTED`` for a model whose projections cannot be adapted, and where that is not
+                deterministic and has to be.
+        """
+        if self._deterministic:
+            raise SageLLMError(
+                ErrorCode.UNSUPPORTED,
+                "deterministic cannot be kept with adapters, whose products round by how many rows they have; leave one"
+                " of the two out",
+                "options.deterministic",
+            )
+        return AdapterStore(self._adapting, self._ops, self._info.dtype, largest_rank)
+
+    def _adapting(self) -> Adapting:
+        """The projections of the model that is loaded now."""
+        model = self._model
+        if model is None:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, "the engine sleeps")
+        if not isinstance(model, AdaptableModel) or not model.adapting.projections:
+            raise SageLLMError(
+                ErrorCode.UNSUPPORTED,
+                f"{self._info.architecture} takes no LoRA adapters here; leave adapters and adapter_root out",
+                "adapters",
+            )
+        return model.adapting
 
     def allocate(self, layout: CacheLayout) -> int:
         """Make the cache and the slots."""

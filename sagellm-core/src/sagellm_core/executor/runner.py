@@ -16,11 +16,12 @@ import numpy as np
 from sagellm_core.core.plan import SlotResult, StepPlan, StepResult, TokenLogprob
 from sagellm_core.grammar.base import Grammars
 from sagellm_core.loading.pooling import PoolingKind
-from sagellm_core.models.base import Model
+from sagellm_core.models.base import AdaptableModel, Model
 from sagellm_protocol.backend import Backend
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import SageLLMError
 
+from .adapting import adapted_forward
 from .base import CacheLayout
 from .constraints import Constraints
 from .drafting.base import Drafter
@@ -119,15 +120,23 @@ class Runner:
         return None if len(read) == len(inputs.ids) else read
 
     def _forward(self, plan: StepPlan, inputs: StepInputs) -> Hidden:
-        ops, read = self._ops, self._read(plan, inputs)
-        states = self._model.forward(
+        read = self._read(plan, inputs)
+        if self._slots.adapters:
+            assert isinstance(self._model, AdaptableModel), "a plan names an adapter, and the model takes none"
+            states = adapted_forward(plan, inputs, read, self._slots, self._model, self._ops, self._states)
+        else:
+            states = self._states(inputs, read)
+        return Hidden(self._ops, states, read)
+
+    def _states(self, inputs: StepInputs, read: Tokens | None) -> Any:
+        ops = self._ops
+        return self._model.forward(
             ops.from_host(inputs.ids.data, DType.INT32),
             ops.from_host(inputs.positions.data, DType.INT32),
             self.cache,
             ops.plan_attention(self.cache, inputs.attention),
             None if read is None else read.tolist(),
         )
-        return Hidden(ops, states, read)
 
     def _prepare(self, plan: StepPlan) -> tuple[list[int], list[SlotResult]]:
         """The rows that a token is to be drawn for, and what becomes of those that none can be drawn for."""

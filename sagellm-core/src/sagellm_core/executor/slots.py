@@ -30,6 +30,7 @@ class Slots:
         drafted: Draft tokens behind those in ``tokens``, ``[max_num_seqs]`` int64; none between steps.
         restricted: Slots whose tokens are among some that are allowed.
         reporting: Slots that report log-probabilities of their prompt.
+        adapters: Key of the adapter of each slot that has one.
         pooled: How each slot that is read and not continued becomes a vector.
         turn: Counts up whenever a slot is taken or freed; what was derived of slots' parameters holds until then.
     """
@@ -42,6 +43,7 @@ class Slots:
         self.drafted = np.zeros(slots, dtype=np.int64)
         self.restricted: set[int] = set()
         self.reporting: set[int] = set()
+        self.adapters: dict[int, str] = {}
         self.pooled: dict[int, Pooled] = {}
         self.turn = 0
         self._sampling: list[TokenSampling | None] = [None] * slots
@@ -71,6 +73,8 @@ class Slots:
             self.restricted.add(slot)
         if new.sampling.prompt_logprobs is not None:
             self.reporting.add(slot)
+        if new.adapter is not None:
+            self.adapters[new.slot] = new.adapter
         if new.pooled is not None:
             self.pooled[slot] = new.pooled
         self.turn += 1
@@ -82,6 +86,7 @@ class Slots:
         self._table_len[:, slot] = 0
         self.restricted.discard(slot)
         self.reporting.discard(slot)
+        self.adapters.pop(slot, None)
         self.pooled.pop(slot, None)
         self.turn += 1
 

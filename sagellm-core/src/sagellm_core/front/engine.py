@@ -29,7 +29,7 @@ from sagellm_core.transport.messages import KVChanges, Ready
 from sagellm_protocol import features, tracing
 from sagellm_protocol.blocks import KVEventBatch
 from sagellm_protocol.devices import DeviceInfo
-from sagellm_protocol.engine import EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
+from sagellm_protocol.engine import AdapterSpec, EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.events import ErrorEvent, StreamEvent, is_terminal
 from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding, SleepMode, check_sleep
@@ -37,6 +37,7 @@ from sagellm_protocol.logs import name_of, naming
 from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, ScoreResponse, Vector
 
+from .adapters import FrontAdapters
 from .constraint import Constraint, need_grammars
 from .form import OutputForm, choose_form
 from .inputs import InputReader, input_reader
@@ -106,6 +107,7 @@ class FrontEngine:
         self._random = random.Random(spec.seed)
         self._ended = dict.fromkeys(RequestEnding, 0)
         self._kv_feed = KVFeed(self._engine_id)
+        self._adapters = FrontAdapters(spec)
 
     # -- what it says of itself ---------------------------------------------------------------------------------------
 
@@ -124,6 +126,7 @@ class FrontEngine:
             error=self._error,
             capabilities=EngineCapabilities() if core is None else capabilities(core, self._features, self._spec),
             device=None if core is None else DeviceInfo.model_validate_json(core.device),
+            adapters=self._adapters.infos,
         )
 
     @property
@@ -150,6 +153,7 @@ class FrontEngine:
             cancelled=self._ended[RequestEnding.CANCELLED],
             expired=self._ended[RequestEnding.EXPIRED],
             refused=self._ended[RequestEnding.REFUSED],
+            adapters=None if self._adapters.infos is None else len(self._adapters.infos),
             **({} if link is None or link.stats is None else msgspec.structs.asdict(link.stats)),
         )
 
@@ -315,6 +319,8 @@ class FrontEngine:
             ready = await core
             self._form = await form
             loaded = self._form.tokenizer
+            for adapter in await self._adapters.start(link.check_adapter):
+                link.welcome_adapter(adapter)
             reader = await asyncio.to_thread(input_reader, spec, path, ready, loaded)
             self._reader = reader
             self._features = offered_features(ready, self._form, trusting=spec.trust_request_chat_template)
@@ -340,6 +346,7 @@ class FrontEngine:
             max_model_len=ready.max_model_len,
             block_size=ready.block_size,
             trust_request_chat_template=self._spec.trust_request_chat_template,
+            adapter_key=self._adapters.key,
         )
         self._core = ready
 
@@ -358,6 +365,37 @@ class FrontEngine:
                 raise SageLLMError(error.code, f"tokenizer: {error.message}", "tokenizer") from error
         loaded = load_tokenizer(place, chat_template=spec.chat_template)
         return choose_form(loaded, tool_parser=spec.tool_parser, reasoning_parser=spec.reasoning_parser)
+
+    # -- adapters -----------------------------------------------------------------------------------------------------
+
+    async def load_adapter(self, adapter: AdapterSpec) -> None:
+        """Serve a LoRA adapter from now on; returns once it is known to fit.
+
+        Raises:
+            SageLLMError: ``PERMISSION_DENIED`` without an ``adapter_root``, or for a place outside it; ``CONFLICT`` for
+                a name in use; what is wrong with the adapter; ``UNAVAILABLE`` while the engine is not ready.
+        """
+        loaded, replaced = await self._adapters.load(adapter, self._ready_link().check_adapter)
+        link = self._ready_link()
+        link.welcome_adapter(loaded)
+        if replaced is not None:
+            link.forget_adapter(replaced)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Serve it no more; requests that use it end as they would, and then its memory is given back.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND``, listing those there are; ``PERMISSION_DENIED`` and ``UNAVAILABLE`` as above.
+        """
+        link = self._ready_link()
+        key = await self._adapters.unload(name)
+        if key is not None:
+            link.forget_adapter(key)
+
+    def _ready_link(self) -> CoreLink:
+        if self._link is None or self._state is not EngineState.READY:
+            raise SageLLMError(ErrorCode.UNAVAILABLE, f"the engine is {self._state.value}")
+        return self._link
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -451,13 +489,8 @@ class FrontEngine:
         if self._state is not EngineState.READY:
             reason = f": {self._error}" if self._error else ""
             raise SageLLMError(ErrorCode.UNAVAILABLE, f"the engine is {self._state.value}{reason}")
-        if request.model not in self._spec.names:
-            raise SageLLMError(
-                ErrorCode.MODEL_NOT_FOUND,
-                f"no model {request.model!r} here; this engine serves {', '.join(self._spec.names)}",
-                "model",
-            )
         features.refuse_unknown(request, self._features)
+        self._adapters.named_by(request)
 
     async def _accept(self, request: Request, prompt: RenderedPrompt | None) -> Job:
         queued_s = time.monotonic()
@@ -547,9 +580,12 @@ class FrontEngine:
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
         left_s = self._time_left(request, queued_s)
         parsing = None if self._form is None else self._form.parsing(request, prompt)
+        adapter = self._adapters.named_by(request)  # looked up again: it may have gone meanwhile
         if params.beam_width is not None:
             search = search_of(params, sampling, core.max_model_len - len(prompt.token_ids), core.vocab_size)
-            searching = SearchJob(request, prompt, tokenizer, self._tickets, queued_s, parsing, search, core.vocab_size)
+            searching = SearchJob(
+                request, prompt, tokenizer, self._tickets, queued_s, parsing, search, core.vocab_size, adapter
+            )
             self._extend(searching)
             self._note(searching, left_s)
             return searching
@@ -566,6 +602,7 @@ class FrontEngine:
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 name=name_of(request),
+                adapter=adapter,
             )
         )
         self._note(job, left_s)
@@ -586,7 +623,8 @@ class FrontEngine:
         left_s = self._time_left(request, queued_s)
         job = PooledJob(request, next(self._tickets), [len(one.ids) for one in inputs])
         pooled = [msgspec.structs.replace(how, second=one.second) for one in inputs]
-        link.pool(PoolRequest(job.ticket, [one.ids for one in inputs], pooled, request.priority, name_of(request)))
+        ids, adapter = [one.ids for one in inputs], self._adapters.named_by(request)
+        link.pool(PoolRequest(job.ticket, ids, pooled, request.priority, name_of(request), adapter))
         self._note(job, left_s)
         return job
 

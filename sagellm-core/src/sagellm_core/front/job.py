@@ -94,6 +94,10 @@ class Job:
             message = output.ending.message or "the engine core failed this request"
             self.fail(SageLLMError(ErrorCode.ENGINE_FAILED, message))
             return False
+        if output.ending is not None and output.ending.finish is Finish.UNREADABLE:
+            message = output.ending.message or "its adapter cannot be read"
+            self.fail(SageLLMError(ErrorCode.INVALID_REQUEST, message, "adapter"))
+            return False
         if output.ending is not None and output.ending.finish is Finish.REFUSED:
             self.fail(self._refusal(output.ending.message or "it cannot be compiled"))
             return False

@@ -11,14 +11,18 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Literal
 
+from sagellm_core.adapters.base import AdapterRef
 from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats, PoolRequest
 from sagellm_core.transport.base import CoreClient
 from sagellm_core.transport.messages import (
     Abort,
+    AdapterChecked,
     Add,
+    CheckAdapter,
     Control,
     Controlled,
     CoreMessage,
+    ForgetAdapter,
     KVChanges,
     Outputs,
     Ping,
@@ -27,6 +31,7 @@ from sagellm_core.transport.messages import (
     Ready,
     Teach,
     Watch,
+    WelcomeAdapter,
 )
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
@@ -64,6 +69,7 @@ class CoreLink:
         self._heard_s: float | None = None
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._controls: dict[int, asyncio.Future[Controlled]] = {}
+        self._checks: dict[int, asyncio.Future[str]] = {}
         self._numbers = count()
         self._taught = False
 
@@ -95,6 +101,33 @@ class CoreLink:
         if not self._taught:
             self._client.send(Teach(vocabulary))
             self._taught = True
+
+    async def check_adapter(self, path: str) -> str:
+        """Have the core see whether the adapter in a folder fits; its key.
+
+        Raises:
+            SageLLMError: What is wrong with it; ``UNAVAILABLE`` where the core ended meanwhile.
+        """
+        if self.lost:
+            raise _gone()
+        number = next(self._numbers)
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._checks[number] = answer
+        self._client.send(CheckAdapter(number, path))
+        try:
+            return await answer
+        finally:
+            self._checks.pop(number, None)
+
+    def welcome_adapter(self, adapter: AdapterRef) -> None:
+        """Say that an adapter is served from now on."""
+        if not self.lost:
+            self._client.send(WelcomeAdapter(adapter))
+
+    def forget_adapter(self, key: str) -> None:
+        """Say that an adapter is served no more."""
+        if not self.lost:
+            self._client.send(ForgetAdapter(key))
 
     @property
     def taught(self) -> bool:
@@ -160,6 +193,10 @@ class CoreLink:
             asked = self._controls.get(message.number)
             if asked is not None and not asked.done():
                 asked.set_result(message)
+        elif isinstance(message, AdapterChecked):
+            check = self._checks.get(message.number)
+            if check is not None and not check.done():
+                _settle(check, message)
         elif isinstance(message, Pong):
             self.stats = message.stats
             waiting = self._pings.pop(message.number, None)
@@ -174,4 +211,20 @@ class CoreLink:
         for asked in self._controls.values():
             if not asked.done():
                 asked.set_exception(SageLLMError(ErrorCode.ENGINE_FAILED, reason))
+        for check in self._checks.values():
+            if not check.done():
+                check.set_exception(_gone())
         self._on_loss(reason)
+
+
+def _settle(asked: asyncio.Future[str], message: AdapterChecked) -> None:
+    if message.key is not None:
+        asked.set_result(message.key)
+        return
+    assert message.failure is not None
+    failure = message.failure
+    asked.set_exception(SageLLMError(ErrorCode(failure.code), failure.message, failure.param))
+
+
+def _gone() -> SageLLMError:
+    return SageLLMError(ErrorCode.UNAVAILABLE, "the engine core has ended")

@@ -36,6 +36,8 @@ def offered_features(core: Ready, form: OutputForm, *, trusting: bool) -> frozen
         offered |= _OF_VECTORS
     if core.scores:
         offered.add(features.SCORE)
+    if core.adapters:
+        offered.add(features.ADAPTER)
     return frozenset(offered)
 
 

@@ -107,5 +107,7 @@ def _failure(output: CoreOutput) -> SageLLMError:
     assert output.ending is not None
     if output.ending.finish is Finish.CANCELLED:
         return SageLLMError(ErrorCode.CANCELLED, "the request was aborted")
+    if output.ending.finish is Finish.UNREADABLE:
+        return SageLLMError(ErrorCode.INVALID_REQUEST, output.ending.message or "unreadable adapter", "adapter")
     why = output.ending.message or "the KV cache has no further block for it; raise kv_cache_memory_bytes"
     return SageLLMError(ErrorCode.ENGINE_FAILED, f"input {output.index} could not be read: {why}")

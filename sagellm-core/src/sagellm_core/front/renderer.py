@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,10 @@ OFFLOAD_CHARACTERS = 4096
 _EFFORT = "reasoning_effort"
 
 
+def _as_named(request: Request) -> str | None:
+    return request.adapter
+
+
 @dataclass(frozen=True)
 class PromptRenderer:
     """Renders requests for one model; implements :class:`sagellm_protocol.interfaces.Renderer`.
@@ -35,6 +39,7 @@ class PromptRenderer:
         max_model_len: Most tokens of prompt and output together.
         block_size: Tokens of a block.
         trust_request_chat_template: Run templates that requests bring.
+        adapter_key: Identity of the adapter a request asks for, as block hashes use it.
     """
 
     tokenizer: Tokenizer
@@ -43,6 +48,7 @@ class PromptRenderer:
     max_model_len: int
     block_size: int
     trust_request_chat_template: bool = False
+    adapter_key: Callable[[Request], str | None] = _as_named
 
     async def render(self, request: Request) -> RenderedPrompt:
         """Apply the chat template, tokenise, truncate and hash.
@@ -70,7 +76,7 @@ class PromptRenderer:
             # What the model reads is no longer the text that was given.
             text = None if text is None else self.tokenizer.decode(ids, skip_special_tokens=False)
         self._check_length(request, len(ids))
-        root = root_hash(self.model_key, request.adapter, request.cache_salt)
+        root = root_hash(self.model_key, self.adapter_key(request), request.cache_salt)
         return RenderedPrompt(
             token_ids=tuple(ids),
             text=text,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sagellm_core.adapters.base import AdapterRef
 from sagellm_core.core.plan import TokenLogprob, TokenSampling
 from sagellm_core.core.request import Beginning, CoreOutput, CoreRequest, Ending
 from sagellm_core.core.sequence import Finish
@@ -81,6 +82,7 @@ class SearchJob(Job):
         parsing: As for :class:`~.job.Job`.
         search: The search.
         vocab_size: Tokens there are.
+        adapter: What it goes through besides the model.
 
     Attributes:
         extending: Tickets of the extensions that have not come back, each with its beam's place.
@@ -96,10 +98,12 @@ class SearchJob(Job):
         parsing: Parsing | None,
         search: BeamSearch,
         vocab_size: int,
+        adapter: AdapterRef | None = None,
     ) -> None:
         super().__init__(request, prompt, tokenizer, next(tickets), queued_s, parsing)
         self.extending: dict[int, int] = {}
         self._search = search
+        self._adapter = adapter
         self._tickets = tickets
         self._rows: list[TokenLogprob | None] = []
         self._first: Beginning | None = None
@@ -127,6 +131,7 @@ class SearchJob(Job):
                     cache_salt=request.cache_salt,
                     goes_on=bool(beam.tokens),
                     name=name_of(request),
+                    adapter=self._adapter,
                 )
             )
         self._rows = [None] * len(asked)
@@ -137,7 +142,7 @@ class SearchJob(Job):
         ending = output.ending
         if ending is None:
             return False
-        if ending.finish in {Finish.FAILED, Finish.REFUSED}:
+        if ending.finish in {Finish.FAILED, Finish.REFUSED, Finish.UNREADABLE}:
             return super().take(CoreOutput(output.ticket, 0, ending=ending))
         self._rows[self.extending.pop(output.ticket)] = output.logprobs[0]
         self._first = self._first or output.beginning

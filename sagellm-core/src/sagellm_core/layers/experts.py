@@ -115,4 +115,5 @@ def build_experts(
         if shared_gate is not None:
             share = Router(pack.ops, pack.router(f"{name}.{shared_gate}", 1, width), _SHARE_OF_ONE)
             beside = Experts(pack.ops, share, (mlp.gate_up.weight,), (mlp.down.weight,), gate)
+    pack.keep_from_adapters(name)
     return Experts(pack.ops, choose, tuple(gate_up), tuple(down), gate, beside)

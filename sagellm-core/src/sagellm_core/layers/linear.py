@@ -12,6 +12,8 @@ from typing import Any
 from sagellm_protocol.backend import Backend, Weight
 from sagellm_protocol.devices import DType
 
+from .adapted import Adaptable
+
 Tensor = Any
 """Whatever the backend makes."""
 
@@ -37,15 +39,20 @@ class Linear:
         ops: The backend.
         weight: Packed, ``(O, E)``; several matrices may be stacked in it.
         sharding: How ranks divide it.
+        adaptable: What adapters add to it, if they may.
     """
 
     ops: Backend[Tensor]
     weight: Weight
     sharding: Sharding
+    adaptable: Adaptable | None = None
 
-    def __call__(self, x: Tensor, adapters: Any = None) -> Tensor:
-        """Project ``[T, E]``; ``adapters`` names an adapter slot a token."""
-        return self.ops.linear(x, self.weight, adapters)
+    def __call__(self, x: Tensor) -> Tensor:
+        """Project ``[T, E]``, the rows of adapters through those."""
+        adaptable = self.adaptable
+        if adaptable is None or not adaptable.adapting.runs:
+            return self.ops.linear(x, self.weight)
+        return self.ops.linear(x, self.weight, adaptable.adapted())
 
 
 @dataclass(frozen=True)

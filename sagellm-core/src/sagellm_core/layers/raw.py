@@ -80,11 +80,27 @@ def shift(raw: RawWeight, by: float) -> RawWeight:
     Raises:
         SageLLMError: ``UNSUPPORTED`` for a block format.
     """
-    values = _plain(raw, "be added to")
+    return _in_float32(raw, _numbers(raw, "be added to") + np.float32(by))
+
+
+def scale(raw: RawWeight, by: float) -> RawWeight:
+    """``raw * by``, multiplied in float32 and left in it; never a view of the same bytes.
+
+    Raises:
+        SageLLMError: ``UNSUPPORTED`` for a block format.
+    """
+    return _in_float32(raw, _numbers(raw, "be scaled") * np.float32(by))
+
+
+def _numbers(raw: RawWeight, what: str) -> NDArray[np.float32]:
+    values = _plain(raw, what)
     if raw.format == WeightFormat.BF16.value:
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    shifted = values.astype(np.float32) + np.float32(by)
-    return replace(raw, format=WeightFormat.F32.value, data=shifted.data)
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def _in_float32(raw: RawWeight, values: NDArray[np.float32]) -> RawWeight:
+    return replace(raw, format=WeightFormat.F32.value, data=values.data)
 
 
 def by_group(num_kv_heads: int, queries: int, head_dim: int) -> list[int]:

@@ -14,6 +14,7 @@ from sagellm_protocol.backend import Backend, RawWeight, Weight, WeightUse
 from sagellm_protocol.devices import DType
 
 from . import raw as rearrange
+from .adapted import Adaptable, Adapting
 from .linear import Embedding, Linear, Sharding, Tensor
 from .norm import HeadNorm, LayerNorm, RMSNorm
 
@@ -38,6 +39,7 @@ class Packer:
         nbytes: Bytes of all weights packed so far.
         varying: Those of them by whose products a row is not told apart from what it is multiplied with.
         sharding: How ranks divide each weight used so far, by name.
+        adapting: The projections packed so far that adapters may change.
     """
 
     def __init__(self, checkpoint: Checkpoint, ops: Backend[Tensor], dtype: DType, quantization: str | None) -> None:
@@ -46,6 +48,7 @@ class Packer:
         self.nbytes = 0
         self.varying: list[str] = []
         self.sharding: dict[str, Sharding] = {}
+        self.adapting = Adapting(mixture=checkpoint.config.mixture is not None)
         self._checkpoint = checkpoint
         self._quantization = quantization
         wide = _OF_TABLES if _OF_TABLES in ops.capabilities().quantizations else None
@@ -85,7 +88,14 @@ class Packer:
         if order is not None:
             assert len(names) == 1, "rows are reordered within one projection"
             parts, biases = ([rearrange.reorder_rows(part, order) for part in found] for found in (parts, biases))
-        return Linear(self.ops, self.packed(parts, biases), sharding)
+        adaptable = Adaptable(self.adapting, tuple(names), tuple(rows), columns, order)
+        self.adapting.projections.append(adaptable)
+        return Linear(self.ops, self.packed(parts, biases), sharding, adaptable)
+
+    def keep_from_adapters(self, module: str) -> None:
+        """Let adapters change nothing within ``module``: its projections are computed in other ways."""
+        kept = self.adapting.projections
+        kept[:] = [one for one in kept if not any(name.startswith(f"{module}.") for name in one.names)]
 
     def packed(self, parts: Sequence[RawWeight], biases: Sequence[RawWeight] = ()) -> Weight:
         """Matrices that :meth:`take` gave, stacked into a projection."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
+from sagellm_core.layers.adapted import Adapting
 from sagellm_core.layers.attention import build_attention
 from sagellm_core.layers.decoder import MLP, DecoderLayer, Layer, SelfAttention
 from sagellm_core.layers.embedding import InputEmbedding
@@ -72,6 +73,21 @@ class Model(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token for rows of hidden states: ``[R, E]`` to ``[R, V]``."""
+        ...
+
+
+@runtime_checkable
+class AdaptableModel(Model, Protocol):
+    """A model whose projections adapters may change."""
+
+    @property
+    def adapting(self) -> Adapting:
+        """Its projections, and the step under way."""
+        ...
+
+    @property
+    def fused(self) -> bool:
+        """Whether a step without adapters is computed in other ways than one with some, and rounds otherwise."""
         ...
 
 
@@ -140,6 +156,8 @@ class DecoderModel:
             raise unsupported(checkpoint.path, config.unread)
         self.ops = ops
         pack, names = Packer(checkpoint, ops, dtype, quantization), self.names
+        self.adapting = pack.adapting
+        self.adapting.root = f"{names.root}."
         root = "" if f"{names.embedding}.weight" in pack else f"{names.root}."
         vocab, width, tied = config.vocab_size, config.hidden_size, config.tie_word_embeddings and not config.headless
         tokens = pack.embedding(f"{root}{names.embedding}", vocab, width, tied=tied)
@@ -200,14 +218,23 @@ class DecoderModel:
         """What each layer keeps of a token."""
         return tuple(layer.attention.spec for layer in self.layers)
 
+    @property
+    def fused(self) -> bool:
+        """Whether a step without adapters is computed in other ways than one with some."""
+        return self._stack is not None or any(
+            step is not layer for step, layer in zip(self._steps, self.layers, strict=True)
+        )
+
     def forward(
         self, ids: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan, read: Rows | None = None
     ) -> Tensor:
         """Compute a step; see :meth:`Model.forward`."""
-        if self._stack is not None:
+        adapted = bool(self.adapting.runs)
+        if self._stack is not None and not adapted:
             return self._stack(ids, positions, cache, plan, read)
         x, residual = self.embedding(ids, positions), None
-        for step in self._steps:
+        # Units of a backend's own know no adapters.
+        for step in self.layers if adapted else self._steps:
             x, residual = step(x, residual, positions, cache, plan)
         if read is not None:
             x, residual = self.ops.take_rows(x, read), None if residual is None else self.ops.take_rows(residual, read)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from sagellm_core.adapters.base import AdapterRef
 from sagellm_core.core.kv_log import KVChange
 from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats, PoolRequest
 
@@ -37,6 +38,30 @@ class Teach(msgspec.Struct, frozen=True, tag=True):
     """
 
     vocabulary: str
+
+
+class CheckAdapter(msgspec.Struct, frozen=True, tag=True):
+    """See whether the adapter in a folder fits the model; answered by :class:`AdapterChecked`.
+
+    Attributes:
+        number: Of the question.
+        path: The folder.
+    """
+
+    number: int
+    path: str
+
+
+class WelcomeAdapter(msgspec.Struct, frozen=True, tag=True):
+    """An adapter that was checked is served from now on."""
+
+    adapter: AdapterRef
+
+
+class ForgetAdapter(msgspec.Struct, frozen=True, tag=True):
+    """An adapter is served no more, under any name; those who use it end as they would."""
+
+    key: str
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -76,7 +101,9 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Leave everything and end."""
 
 
-FrontMessage = Hello | Add | Pool | Teach | Abort | Ping | Watch | Control | Stop
+FrontMessage = (
+    Hello | Add | Pool | Teach | CheckAdapter | WelcomeAdapter | ForgetAdapter | Abort | Ping | Watch | Control | Stop
+)
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -94,6 +121,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
         generates: It continues prompts.
         embedding_size: Dimensions of the vectors it makes of inputs, if it makes any.
         scores: It makes one number of a pair of texts, by a head of its own.
+        adapters: It takes adapters.
     """
 
     architecture: str
@@ -110,6 +138,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     generates: bool = True
     embedding_size: int | None = None
     scores: bool = False
+    adapters: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -147,6 +176,20 @@ class Controlled(msgspec.Struct, frozen=True, tag=True):
     failure: Failed | None = None
 
 
+class AdapterChecked(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a :class:`CheckAdapter`.
+
+    Attributes:
+        number: As asked.
+        key: Digest of what is in the adapter, if it fits.
+        failure: What is wrong with it, if it does not.
+    """
+
+    number: int
+    key: str | None = None
+    failure: Failed | None = None
+
+
 class KVChanges(msgspec.Struct, frozen=True, tag=True):
     """What one step changed in the prefix cache; numbered from 0 without a gap."""
 
@@ -158,7 +201,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """The core is alive. Sent when nothing else was for a while."""
 
 
-CoreMessage = Ready | Failed | Outputs | Pong | Controlled | KVChanges | Heartbeat
+CoreMessage = Ready | Failed | Outputs | Pong | AdapterChecked | Controlled | KVChanges | Heartbeat
 
 encode = msgspec.msgpack.Encoder().encode
 decode_front = msgspec.msgpack.Decoder(FrontMessage).decode

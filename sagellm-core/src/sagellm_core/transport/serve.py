@@ -16,13 +16,16 @@ from sagellm_core.core.request import CoreOutput, Ending
 from sagellm_core.core.sequence import Finish
 from sagellm_protocol.errors import ErrorCode
 
+from .adapter_desk import AdapterDesk
 from .base import Channel
 from .failure import failure_of
 from .messages import (
     Abort,
     Add,
+    CheckAdapter,
     Control,
     Controlled,
+    ForgetAdapter,
     FrontMessage,
     Heartbeat,
     Hello,
@@ -35,6 +38,7 @@ from .messages import (
     Stop,
     Teach,
     Watch,
+    WelcomeAdapter,
 )
 
 logger = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ class _Service:
         self._channel = channel
         core.wake = channel.wake
         self._ready = _ready(core)
+        self._adapters = AdapterDesk(core, channel)
         self._watchers: set[Hashable] = set()
         self._kv_numbers = count()
         self._checked_steps = core.steps
@@ -74,6 +79,7 @@ class _Service:
                     return
                 self._handle(front, message)
             self._send_all(self._core.settle())
+            self._adapters.tell()
             if self._core.has_work:
                 self._send_all(self._core.step())
             if self._watchers:
@@ -118,6 +124,8 @@ class _Service:
             self._channel.send(front, self._controlled(message))
         elif isinstance(message, Teach):
             self._core.teach(message.vocabulary)
+        elif isinstance(message, (CheckAdapter, WelcomeAdapter, ForgetAdapter)):
+            self._adapters.handle(front, message)
         elif isinstance(message, Hello):
             self._heard[front] = time.monotonic()
             self._channel.send(front, self._ready)
@@ -182,4 +190,5 @@ def _ready(core: EngineCore) -> Ready:
         generates=info.generates,
         embedding_size=info.embedding_size,
         scores=info.scores,
+        adapters=core.adapters is not None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import chat, completions, embeddings, health, management, metrics, models, rerank
+from . import adapters, chat, completions, embeddings, health, management, metrics, models, rerank
 
 ROUTERS = (
     chat.router,
@@ -11,6 +11,7 @@ ROUTERS = (
     rerank.router,
     models.router,
     management.router,
+    adapters.router,
     health.router,
     metrics.router,
 )

@@ -40,6 +40,8 @@ def _shape(model: ModelInfo) -> dict[str, Any]:
         "object": "model",
         "created": model.created_s,
         "owned_by": "sagellm",
+        # The model that a LoRA adapter was trained on.
+        "parent": model.parent,
         "max_model_len": model.max_model_len,
         "ready": model.ready > 0,
         "engines": model.engines,

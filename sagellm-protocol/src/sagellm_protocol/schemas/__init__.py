@@ -15,12 +15,20 @@ from pydantic import TypeAdapter
 from sagellm_protocol._wire import PROTOCOL_VERSION
 from sagellm_protocol.blocks import KVEventBatch, KVTransferTicket
 from sagellm_protocol.devices import BackendCapabilities, DeviceInfo
-from sagellm_protocol.engine import EngineInfo, EngineSpec, EngineStats
+from sagellm_protocol.engine import AdapterSpec, EngineInfo, EngineSpec, EngineStats
 from sagellm_protocol.errors import ErrorInfo
 from sagellm_protocol.events import StreamEvent
 from sagellm_protocol.interfaces import EngineRecord, ModelInfo, PlaneStatus, RenderedPrompt
 from sagellm_protocol.metrics import Metrics
-from sagellm_protocol.remote import AbortAnswer, AbortCall, ErrorBody, GenerateCall, ReloadCall, SleepCall
+from sagellm_protocol.remote import (
+    AbortAnswer,
+    AbortCall,
+    ErrorBody,
+    GenerateCall,
+    ReloadCall,
+    SleepCall,
+    UnloadAdapterCall,
+)
 from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, Response, ScoreResponse
 from sagellm_protocol.sampling import SamplingParams
@@ -30,6 +38,7 @@ MESSAGES: dict[str, Any] = {
     "AbortCall": AbortCall,
     "ReloadCall": ReloadCall,
     "SleepCall": SleepCall,
+    "AdapterSpec": AdapterSpec,
     "BackendCapabilities": BackendCapabilities,
     "DeviceInfo": DeviceInfo,
     "EmbedRequest": EmbedRequest,
@@ -53,6 +62,7 @@ MESSAGES: dict[str, Any] = {
     "ScoreRequest": ScoreRequest,
     "ScoreResponse": ScoreResponse,
     "StreamEvent": StreamEvent,
+    "UnloadAdapterCall": UnloadAdapterCall,
 }
 """Every message, by the name of its schema."""
 

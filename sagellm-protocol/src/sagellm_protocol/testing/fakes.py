@@ -11,10 +11,11 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 
 from sagellm_protocol import features, plugins
-from sagellm_protocol.engine import EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
+from sagellm_protocol.engine import AdapterSpec, EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.events import EndEvent, ErrorEvent, StreamEvent
 from sagellm_protocol.interfaces import (
+    AdapterHost,
     Engine,
     EngineRecord,
     ModelInfo,
@@ -196,11 +197,12 @@ class FakeControlPlane:
         """Served names of its engines."""
         by_name: dict[str, list[EngineInfo]] = {}
         for engine, _ in self._engines.values():
-            for name in engine.info.served_names:
+            for name in engine.info.names:
                 by_name.setdefault(name, []).append(engine.info)
         return [
             ModelInfo(
                 name=name,
+                parent=None if name in infos[0].served_names else infos[0].served_names[0],
                 engines=len(infos),
                 ready=sum(info.state is EngineState.READY for info in infos),
                 mock=all(info.mock for info in infos),
@@ -249,6 +251,20 @@ class FakeControlPlane:
         await engine.stop()
         del self._engines[engine_id]
 
+    async def load_adapter(self, adapter: AdapterSpec) -> None:
+        """Have its first engine that takes adapters serve one."""
+        await self._adapter_host().load_adapter(adapter)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have that engine serve one no more."""
+        await self._adapter_host().unload_adapter(name)
+
+    def _adapter_host(self) -> AdapterHost:
+        for engine, _ in self._engines.values():
+            if isinstance(engine, AdapterHost):
+                return engine
+        raise SageLLMError(ErrorCode.UNSUPPORTED, "no engine here takes adapters")
+
     def _named(self, engine_id: str) -> Engine:
         if engine_id not in self._engines:
             known = ", ".join(self._engines) or "none"
@@ -258,9 +274,9 @@ class FakeControlPlane:
     def _engine_for(self, request: Request | EmbedRequest | ScoreRequest) -> Engine:
         if not self._running:
             raise SageLLMError(ErrorCode.UNAVAILABLE, "the control plane is not running")
-        engines = [engine for engine, _ in self._engines.values() if request.model in engine.info.served_names]
+        engines = [engine for engine, _ in self._engines.values() if request.model in engine.info.names]
         if not engines:
-            names = sorted({name for engine, _ in self._engines.values() for name in engine.info.served_names})
+            names = sorted({name for engine, _ in self._engines.values() for name in engine.info.names})
             raise SageLLMError(
                 ErrorCode.MODEL_NOT_FOUND,
                 f"no model {request.model!r} here; there are: {', '.join(names) or 'none'}",

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from sagellm_protocol import __version__, features
 from sagellm_protocol._streams import Broadcast
 from sagellm_protocol.blocks import KVEventBatch, block_hashes, root_hash
-from sagellm_protocol.engine import EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
+from sagellm_protocol.engine import AdapterSpec, EngineCapabilities, EngineInfo, EngineSpec, EngineState, EngineStats
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.events import DeltaEvent, ErrorEvent, StartEvent, StreamEvent, Usage, is_terminal
 from sagellm_protocol.interfaces import RenderedPrompt, RequestEnding
@@ -25,6 +25,7 @@ from sagellm_protocol.requests import EmbedRequest, Request, ScoreRequest
 from sagellm_protocol.responses import EmbedResponse, ScoreResponse, Vector
 
 from .clock import Clock, WallClock
+from .mock.adapters import MockAdapters
 from .mock.batch import Batch, Step
 from .mock.choice import Choice
 from .mock.job import Job
@@ -34,7 +35,7 @@ from .mock.text import VOCAB_SIZE, MockRenderer, answer, encode
 FEATURES = frozenset(
     {
         *(features.GENERATE, features.CHAT, features.ECHO, features.CACHE_SALT),
-        *(features.EMBED, features.DIMENSIONS, features.SCORE),
+        *(features.EMBED, features.DIMENSIONS, features.SCORE, features.ADAPTER),
     }
 )
 
@@ -67,7 +68,10 @@ class MockEngine:
         self._engine_id = engine_id or f"mock-{uuid.uuid4().hex[:12]}"
         self._model_key = f"mock:{spec.model}"
         self._renderer = MockRenderer(self._model_key, self._limits.block_size, self._limits.max_model_len)
+        self._adapters = MockAdapters(spec)
         self._features = frozenset(FEATURES if self._options.features is None else self._options.features) & FEATURES
+        if not self._adapters.offered:
+            self._features -= {features.ADAPTER}
         self._state = EngineState.STARTING
         self._error: str | None = None
         self._batch = Batch(self._limits, self._options.total_blocks)
@@ -104,6 +108,7 @@ class MockEngine:
             state=self._state,
             error=self._error,
             mock=True,
+            adapters=self._adapters.infos,
             capabilities=EngineCapabilities(
                 features=self._features,
                 max_model_len=self._limits.max_model_len,
@@ -156,6 +161,7 @@ class MockEngine:
             cancelled=ended[RequestEnding.CANCELLED],
             expired=ended[RequestEnding.EXPIRED],
             refused=ended[RequestEnding.REFUSED],
+            adapters=None if self._adapters.infos is None else len(self._adapters.infos),
         )
 
     def kv_events(self) -> AsyncIterator[KVEventBatch]:
@@ -214,6 +220,14 @@ class MockEngine:
     def resume(self) -> None:
         """Go on after :meth:`hang`."""
         self._going.set()
+
+    async def load_adapter(self, adapter: AdapterSpec) -> None:
+        """Answer to one more name."""
+        self._adapters.load(adapter)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Answer to a name no more."""
+        self._adapters.unload(name)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -303,13 +317,8 @@ class MockEngine:
         if self._state is not EngineState.READY:
             reason = f": {self._error}" if self._error else ""
             raise SageLLMError(ErrorCode.UNAVAILABLE, f"the mock engine is {self._state.value}{reason}")
-        if request.model not in self._spec.names:
-            raise SageLLMError(
-                ErrorCode.MODEL_NOT_FOUND,
-                f"no model {request.model!r} here; this engine serves {', '.join(self._spec.names)}",
-                "model",
-            )
         features.refuse_unknown(request, self._features)
+        self._adapters.key(request)
         if self._options.refuse is not None:
             raise SageLLMError(
                 self._options.refuse,
@@ -365,7 +374,7 @@ class MockEngine:
 
     def _job(self, request: Request, prompt: RenderedPrompt, queued_s: float) -> Job:
         tokens, sampling, size = prompt.token_ids, request.sampling, self._limits.block_size
-        root = root_hash(self._model_key, request.adapter, request.cache_salt)
+        root = root_hash(self._model_key, self._adapters.key(request), request.cache_salt)
         trusted = prompt.block_size == size and len(prompt.block_hashes) == len(tokens) // size
         script = self._options.text or answer(tokens)
         natural_end = self._options.output_tokens

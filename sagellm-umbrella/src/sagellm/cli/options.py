@@ -220,6 +220,26 @@ ENGINE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
         ],
         "process",
     ),
+    "adapter": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=FOLDER", help="LoRA adapter that requests may name; may be repeated.", show_default=False
+            ),
+        ],
+        None,
+    ),
+    "adapter_root": (
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="FOLDER", help="Let adapters be loaded while it runs, from within here.", show_default=False
+            ),
+        ],
+        None,
+    ),
+    "max_adapters": (Annotated[int, typer.Option(min=1, help="Adapters in memory, and in a step, at once.")], 4),
+    "max_adapter_rank": (Annotated[int, typer.Option(min=1, help="Largest rank of an adapter.")], 64),
     "threads": (
         Annotated[int | None, typer.Option(min=1, help="Threads to compute with.", show_default=False)],
         None,
@@ -277,6 +297,7 @@ _RENAMED = {
     "deterministic",
     "step_log",
     "option",
+    "adapter",
 }
 """Options whose fields are named otherwise."""
 _OF_SPECULATION = {"speculative", "speculative_model", "num_speculative_tokens"}
@@ -307,6 +328,7 @@ def engine_spec(values: Mapping[str, Any], model: str | None = None) -> EngineSp
         "kv_offload_memory_bytes": values["kv_offload_memory"],
         "kv_offload_disk_bytes": values["kv_offload_disk"],
         "speculative": _speculation(values),
+        "adapters": dict(_adapter(text) for text in values["adapter"] or ()),
         "options": options,
     }
     return _validated(EngineSpec, fields)
@@ -354,6 +376,13 @@ def _speculation(values: Mapping[str, Any]) -> Speculation | None:
         return None
     fields = {"method": method or "draft", "model": model} | ({} if tokens is None else {"tokens": tokens})
     return _validated(Speculation, fields)
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
+        raise SageLLMError(ErrorCode.INVALID_REQUEST, f"--adapter {text!r}: write NAME=FOLDER", "adapter")
+    return name, folder
 
 
 def _option(text: str) -> tuple[str, Any]:

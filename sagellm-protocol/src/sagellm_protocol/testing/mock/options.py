@@ -17,7 +17,7 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 _HONOURED = frozenset(
     {
         *("engine", "model", "served_names", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"),
-        *("prefix_caching", "options"),
+        *("prefix_caching", "options", "adapters", "adapter_root"),
         # The answer is the same whatever the seed, and the mock always works in its caller's process.
         *("seed", "core"),
     }

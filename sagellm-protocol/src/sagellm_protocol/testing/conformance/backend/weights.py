@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sagellm_protocol.backend import BLOCK_ELEMENTS, Backend, RawWeight, WeightFormat, WeightUse
+from sagellm_protocol.backend import BLOCK_ELEMENTS, AdaptedRows, Backend, LowRank, RawWeight, WeightFormat, WeightUse
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.testing import truth
@@ -59,6 +59,33 @@ class WeightConformance(BackendSuite):
         got = self.read(backend, backend.linear(self.tensor(backend, x, dtype), weight))
         want = truth.linear(self.rounded(backend, x, dtype), self._true(raw))
         self.check(got, want, self._limit(backend, weight_format, dtype))
+
+    def test_rows_go_through_the_adapters_they_are_given_and_no_others(
+        self, backend: Backend[Any], rng: np.random.Generator, dtype: DType
+    ) -> None:
+        # Two stacked matrices: one adapter adapts both, with ranks of their own, the other only the second.
+        weight, bias, x = rng.standard_normal((14, 37)), rng.standard_normal(14), rng.standard_normal((9, 37))
+        packed = backend.pack_weight([self.raw(weight)], dtype, bias=[self.raw(bias)])
+        inputs = self.tensor(backend, x, dtype)
+        want = truth.linear(self.rounded(backend, x, dtype), weight, bias)
+        given = []
+        for (begin, end), parts in (((2, 5), ((0, 9, 3), (9, 14, 2))), ((6, 7), ((9, 14, 4),))):
+            down, up = [], []
+            for first, last, rank in parts:
+                down.append(rng.standard_normal((rank, 37)) / 6)
+                up.append(rng.standard_normal((last - first, rank)))
+                low = self.rounded(backend, x[begin:end], dtype) @ self.rounded(backend, down[-1], dtype).T
+                want[begin:end, first:last] += low @ self.rounded(backend, up[-1], dtype).T
+            low_rank = LowRank(
+                self.tensor(backend, np.concatenate(down), dtype),
+                tuple(self.tensor(backend, one, dtype) for one in up),
+                tuple(first for first, _, _ in parts),
+            )
+            given.append(AdaptedRows(begin, end, low_rank))
+        got = self.read(backend, backend.linear(inputs, packed, given))
+        self.check(got, want, self.tolerance[dtype])
+        others = [0, 1, 5, 7, 8]
+        assert (got[others] == self.read(backend, backend.linear(inputs, packed))[others]).all()
 
     def test_parts_of_a_weight_are_stacked_with_their_biases(
         self, backend: Backend[Any], rng: np.random.Generator, dtype: DType
