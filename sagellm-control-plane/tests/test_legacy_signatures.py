@@ -24,19 +24,11 @@ LATER = {
     for name in (
         "autoscaler",
         "engine_lifecycle",
-        "executors.base",
-        "executors.embedding_executor",
         "executors.finetune_executor",
-        "executors.http_client",
-        "executors.local_async",
         "gpu_manager",
         "load_predictor",
-        "metrics_collector",
-        "monitoring",
         "parallelism",
-        "performance_interpolator",
         "topology",
-        "utils.prometheus_client",
     )
 }
 """Modules that are not there yet."""

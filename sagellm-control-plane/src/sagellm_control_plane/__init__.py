@@ -9,8 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .executors.base import ExecutionCoordinatorBase as ExecutionCoordinatorBase
     from .manager import ControlPlaneManager as ControlPlaneManager
+    from .metrics_collector import MetricsCollector as MetricsCollector, SystemMetrics as SystemMetrics
     from .pd_routing import PDRoutingStrategy as PDRoutingStrategy
+    from .performance_interpolator import (
+        DecodeInterpolator as DecodeInterpolator,
+        PrefillInterpolator as PrefillInterpolator,
+    )
     from .remote.client import RemoteEngine as RemoteEngine
     from .remote.server import serve_engine as serve_engine
     from .request_classifier import (
@@ -54,16 +60,21 @@ _ELSEWHERE = {
     "ControlPlaneManager": ".manager",
     "ControlPlaneService": ".service",
     "CostOptimizedPolicy": ".strategies.cost_optimized",
+    "DecodeInterpolator": ".performance_interpolator",
+    "ExecutionCoordinatorBase": ".executors.base",
     "FIFOPolicy": ".strategies.fifo",
     "LoadBalancer": ".router",
+    "MetricsCollector": ".metrics_collector",
     "PDRoutingStrategy": ".pd_routing",
     "PlaneSettings": ".settings",
+    "PrefillInterpolator": ".performance_interpolator",
     "PriorityPolicy": ".strategies.priority",
     "RemoteEngine": ".remote.client",
     "RequestClassifier": ".request_classifier",
     "RequestRouter": ".router",
     "SLOAwarePolicy": ".strategies.slo_aware",
     "SchedulingPolicy": ".strategies.base",
+    "SystemMetrics": ".metrics_collector",
     "ValidationErrorCode": ".request_classifier",
     "ValidationResult": ".request_classifier",
     "create_classifier": ".request_classifier",

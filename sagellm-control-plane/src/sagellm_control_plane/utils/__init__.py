@@ -1,0 +1,1 @@
+"""What the metrics collector reads from; the path is the one that SAGE knows."""
