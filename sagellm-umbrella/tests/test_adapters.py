@@ -26,7 +26,7 @@ def write_adapter(folder: Path, seed: int) -> Path:
         for name, rows in (("q_proj", HIDDEN), ("v_proj", KEYS)):
             at = f"base_model.model.model.layers.{layer}.self_attn.{name}"
             tensors[f"{at}.lora_A.weight"] = rng.standard_normal((RANK, HIDDEN)).astype(np.float32) * 0.05
-            tensors[f"{at}.lora_B.weight"] = rng.standard_normal((rows, RANK)).astype(np.float32) * 0.05
+            tensors[f"{at}.lora_B.weight"] = rng.standard_normal((rows, RANK)).astype(np.float32) * 0.3
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
