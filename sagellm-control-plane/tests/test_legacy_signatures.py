@@ -22,13 +22,8 @@ FACTS = legacy_facts.read()
 LATER = {
     f"sagellm_control_plane.{name}"
     for name in (
-        "autoscaler",
         "engine_lifecycle",
         "executors.finetune_executor",
-        "gpu_manager",
-        "load_predictor",
-        "parallelism",
-        "topology",
     )
 }
 """Modules that are not there yet."""

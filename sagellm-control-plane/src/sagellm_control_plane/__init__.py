@@ -9,9 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .autoscaler import Autoscaler as Autoscaler, AutoscalerConfig as AutoscalerConfig
     from .executors.base import ExecutionCoordinatorBase as ExecutionCoordinatorBase
+    from .gpu_manager import GPUResourceManager as GPUResourceManager, GPUStatus as GPUStatus
+    from .load_predictor import (
+        ConstantPredictor as ConstantPredictor,
+        ExponentialSmoothingPredictor as ExponentialSmoothingPredictor,
+        LoadPredictor as LoadPredictor,
+        MovingAveragePredictor as MovingAveragePredictor,
+    )
     from .manager import ControlPlaneManager as ControlPlaneManager
     from .metrics_collector import MetricsCollector as MetricsCollector, SystemMetrics as SystemMetrics
+    from .parallelism import (
+        DataParallelStrategy as DataParallelStrategy,
+        ExpertParallelStrategy as ExpertParallelStrategy,
+        HybridParallelStrategy as HybridParallelStrategy,
+        ParallelismConfig as ParallelismConfig,
+        ParallelismOptimizer as ParallelismOptimizer,
+        ParallelismStrategy as ParallelismStrategy,
+        PipelineParallelStrategy as PipelineParallelStrategy,
+        TensorParallelStrategy as TensorParallelStrategy,
+    )
     from .pd_routing import PDRoutingStrategy as PDRoutingStrategy
     from .performance_interpolator import (
         DecodeInterpolator as DecodeInterpolator,
@@ -34,6 +52,7 @@ if TYPE_CHECKING:
     from .strategies.fifo import FIFOPolicy as FIFOPolicy
     from .strategies.priority import PriorityPolicy as PriorityPolicy
     from .strategies.slo_aware import SLOAwarePolicy as SLOAwarePolicy
+    from .topology import TopologyDetector as TopologyDetector
     from .types import (
         DecodingConfig as DecodingConfig,
         EngineInfo as EngineInfo,
@@ -57,15 +76,30 @@ if TYPE_CHECKING:
 
 _ELSEWHERE = {
     "AdaptivePolicy": ".strategies.adaptive",
+    "Autoscaler": ".autoscaler",
+    "AutoscalerConfig": ".autoscaler",
+    "ConstantPredictor": ".load_predictor",
     "ControlPlaneManager": ".manager",
     "ControlPlaneService": ".service",
     "CostOptimizedPolicy": ".strategies.cost_optimized",
+    "DataParallelStrategy": ".parallelism",
     "DecodeInterpolator": ".performance_interpolator",
     "ExecutionCoordinatorBase": ".executors.base",
+    "ExpertParallelStrategy": ".parallelism",
+    "ExponentialSmoothingPredictor": ".load_predictor",
     "FIFOPolicy": ".strategies.fifo",
+    "GPUResourceManager": ".gpu_manager",
+    "GPUStatus": ".gpu_manager",
+    "HybridParallelStrategy": ".parallelism",
     "LoadBalancer": ".router",
+    "LoadPredictor": ".load_predictor",
     "MetricsCollector": ".metrics_collector",
+    "MovingAveragePredictor": ".load_predictor",
     "PDRoutingStrategy": ".pd_routing",
+    "ParallelismConfig": ".parallelism",
+    "ParallelismOptimizer": ".parallelism",
+    "ParallelismStrategy": ".parallelism",
+    "PipelineParallelStrategy": ".parallelism",
     "PlaneSettings": ".settings",
     "PrefillInterpolator": ".performance_interpolator",
     "PriorityPolicy": ".strategies.priority",
@@ -75,6 +109,8 @@ _ELSEWHERE = {
     "SLOAwarePolicy": ".strategies.slo_aware",
     "SchedulingPolicy": ".strategies.base",
     "SystemMetrics": ".metrics_collector",
+    "TensorParallelStrategy": ".parallelism",
+    "TopologyDetector": ".topology",
     "ValidationErrorCode": ".request_classifier",
     "ValidationResult": ".request_classifier",
     "create_classifier": ".request_classifier",

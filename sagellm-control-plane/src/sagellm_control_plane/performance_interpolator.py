@@ -19,7 +19,8 @@ from .simulation.engine_model import EngineModel, StepSample, fit
 
 KEPT = 512
 """Points that are fitted to, the newest."""
-MOST_CONCURRENCY = 4096
+BEYOND = 2
+"""Times the most sequences measured at once, beyond which points tell nothing."""
 
 
 class _Fitted:
@@ -52,7 +53,13 @@ class _Fitted:
     def _sample(self, *values: float) -> StepSample:
         raise NotImplementedError
 
-    def _fit(self) -> EngineModel:
+    @property
+    def model(self) -> EngineModel:
+        """What comes nearest to the points.
+
+        Raises:
+            SageLLMError: ``UNAVAILABLE`` while there is none.
+        """
         if not self._points:
             raise SageLLMError(
                 ErrorCode.UNAVAILABLE,
@@ -84,7 +91,7 @@ class PrefillInterpolator(_Fitted):
         Raises:
             SageLLMError: ``UNAVAILABLE`` while nothing was measured.
         """
-        model = self._fit()
+        model = self.model
         return (model.step_s + model.prompt_token_s * isl) * 1000
 
     def interpolate_thpt_per_gpu(self, isl: float) -> float:
@@ -128,7 +135,7 @@ class DecodeInterpolator(_Fitted):
         Raises:
             SageLLMError: ``UNAVAILABLE`` while nothing was measured.
         """
-        model = self._fit()
+        model = self.model
         each = model.sequence_s + model.context_token_s * context_length
         return (model.step_s + each * concurrency) * 1000
 
@@ -137,18 +144,19 @@ class DecodeInterpolator(_Fitted):
 
         Returns:
             Tokens a second of a GPU, the time between tokens then in milliseconds, and the sequences at once: one where
-            even that is slower than ``itl``, and 4096 where any number keeps it.
+            even that is slower than ``itl``, and twice the most that were measured where more would keep it too.
 
         Raises:
             SageLLMError: ``UNAVAILABLE`` while nothing was measured.
         """
-        model = self._fit()
+        model = self.model
         each = model.sequence_s + model.context_token_s * context_length
-        room = itl / 1000 - model.step_s
-        concurrency = float(MOST_CONCURRENCY) if each <= 0 else room / each
-        concurrency = float(min(MOST_CONCURRENCY, max(1, int(concurrency + 1e-6))))
-        expected = self.interpolate_itl(concurrency, context_length)
-        return concurrency / (expected / 1000) / self.gpus_per_instance, expected, concurrency
+        most = max(point.sequences for point in self._points)
+        # Where points do not tell what a sequence costs, time is taken to be in proportion to sequences.
+        each, constant = (each, model.step_s) if each > 0 else (model.step_s / most, 0.0)
+        concurrency = float(min(BEYOND * most, max(1, int((itl / 1000 - constant) / each + 1e-6))))
+        expected_s = constant + each * concurrency
+        return concurrency / expected_s / self.gpus_per_instance, expected_s * 1000, concurrency
 
     def update_online_model(self, concurrency: float, context_length: float, observed_itl: float) -> None:
         """Learn that tokens came so many milliseconds apart.
