@@ -285,3 +285,17 @@ def test_every_shared_option_is_shown_in_help(sagellm: Command, command: str) ->
     tables = (ENGINE_OPTIONS, SAMPLING_OPTIONS) if command in {"run", "chat"} else (ENGINE_OPTIONS,)
     for name in {name for table in tables for name in table}:
         assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_an_address_that_was_killed_comes_back_with_the_same_engine_process(
+    sagellm: Command, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    arguments = ("serve", *MOCK, "--launcher", "subprocess", "--registry", str(tmp_path / "registry"))
+    first = serve(*arguments)
+    lock = tmp_path / "registry.engines" / "serve" / "lock"
+    pid = lock.read_text()
+    first.process.kill()
+    first.process.wait()
+    again = serve(*arguments)
+    assert lock.read_text() == pid
+    assert "mock" in sagellm("run", "Hello", "--url", again.url, "--max-tokens", "8").stdout

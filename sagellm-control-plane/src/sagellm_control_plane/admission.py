@@ -26,11 +26,19 @@ class Admission:
         ledger: Counts who comes in.
         max_queued: Requests that may wait.
         clock: Monotonic seconds.
+        resolve: Gives the model that a name in a request stands for.
     """
 
     def __init__(
-        self, fleet: Fleet, dispatcher: Dispatcher, ledger: Ledger, max_queued: int, clock: Callable[[], float]
+        self,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        ledger: Ledger,
+        max_queued: int,
+        clock: Callable[[], float],
+        resolve: Callable[[str], str],
     ) -> None:
+        self._resolve = resolve
         self.closed = False
         """Whether the plane is shutting down."""
         self._fleet = fleet
@@ -55,7 +63,7 @@ class Admission:
             ticket = self.ticket(request, hints)
             self.askable(ticket, patient=True)
             waiting = self.waiting
-            if waiting >= self._max_queued + self._dispatcher.free_places(request.model):
+            if waiting >= self._max_queued + self._dispatcher.free_places(ticket.request.model):
                 raise SageLLMError(
                     ErrorCode.QUEUE_FULL,
                     f"{waiting} requests wait already, the most that may (max_queued={self._max_queued});"
@@ -74,6 +82,9 @@ class Admission:
 
     def ticket(self, request: AnyRequest, hints: Hints) -> Ticket:
         """A request as the plane keeps it; it does not count yet."""
+        model = self._resolve(request.model)
+        if model != request.model:
+            request = request.model_copy(update={"model": model})
         now = self._clock()
         allowed_ms = request.slo.deadline_ms if request.slo is not None else None
         if request.adapter is None and self._fleet.adapter(request.model):

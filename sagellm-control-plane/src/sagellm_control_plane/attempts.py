@@ -102,6 +102,7 @@ class Attempts:
             SageLLMError: As the last engine tried failed, or as the request was ended.
         """
         failure: SageLLMError | None = None
+        request = request.model_copy(update={"model": ticket.request.model})
         while True:
             try:
                 member = await self._placed(ticket)

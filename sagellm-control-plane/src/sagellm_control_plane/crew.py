@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import anyio
@@ -30,9 +30,10 @@ from sagellm_protocol.interfaces import KVEventSource
 from .background import Background
 from .dispatch import Dispatcher
 from .fleet import Attached, Fleet, Launched, Member
+from .registry.keeper import Keeper
 from .settings import PlaneSettings
 from .sleeping import sleeper
-from .starting import free, release, start
+from .starting import end_leftover, free, release, start
 
 log = logging.getLogger(__name__)
 _TROUBLE = (ErrorCode.ENGINE_FAILED, ErrorCode.UNAVAILABLE)
@@ -47,6 +48,7 @@ class Crew:
         settings: Intervals, limits and restarts.
         background: Keeps the tasks.
         clock: Monotonic seconds.
+        keeper: Told what becomes of engines.
     """
 
     def __init__(
@@ -56,12 +58,16 @@ class Crew:
         settings: PlaneSettings,
         background: Background,
         clock: Callable[[], float],
+        keeper: Keeper,
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
         self._settings = settings
         self._background = background
         self._clock = clock
+        self._keeper = keeper
+        self._outlive = False
+        self._leftovers: dict[str, asyncio.Task[None]] = {}
 
     # --- coming -------------------------------------------------------------------------------------------------------
 
@@ -73,7 +79,7 @@ class Crew:
                 when it was stopped meanwhile.
         """
         member = Member(engine_id or _minted(spec.engine), Launched(launcher, spec), spec.names)
-        return await self._admit(member)
+        return await self.admit(member)
 
     async def attach(self, url: str, engine_id: str | None, api_key: str | None) -> EngineRecord:
         """Reach an engine server.
@@ -81,7 +87,7 @@ class Crew:
         Raises:
             SageLLMError: ``CONFLICT`` for an id in use; ``UNAVAILABLE`` when nothing answers at ``url``.
         """
-        return await self._admit(Member(engine_id or _minted("remote"), Attached(url, api_key), ()))
+        return await self.admit(Member(engine_id or _minted("remote"), Attached(url, api_key), ()))
 
     def expect(self, member: Member) -> None:
         """Take in an engine that is not there yet: it is started, or reached, as soon as that works.
@@ -90,14 +96,87 @@ class Crew:
             SageLLMError: ``CONFLICT`` for an id in use.
         """
         self._fleet.add(member)
+        self._keeper.changed(member)
         self._background.spawn(self._watch(member), f"watch {member.engine_id}")
 
-    async def _admit(self, member: Member) -> EngineRecord:
+    def follow(self, listed: Mapping[str, Member]) -> None:
+        """Of engines that a file asks for, have those that it lists now: add, replace and stop in the background."""
+        for member in self._fleet:
+            if member.source == "discovered" and member.engine_id not in listed:
+                self._background.spawn(
+                    self.stop(member.engine_id, self._settings.stop_timeout_s), f"stop {member.engine_id}"
+                )
+        for member in listed.values():
+            known = self._fleet.get(member.engine_id)
+            if known is None:
+                self._background.spawn(self._replace(None, member), f"add {member.engine_id}")
+            elif known.origin != member.origin:
+                self._background.spawn(self._replace(known, member), f"replace {member.engine_id}")
+            else:
+                known.source, known.weight = member.source, member.weight
+                self._keeper.changed(known)
+
+    async def _replace(self, known: Member | None, member: Member) -> None:
+        if known is not None:
+            await self.stop(known.engine_id, self._settings.stop_timeout_s)
+        await self._finished_leaving(member.engine_id)
+        self.expect(member)
+
+    def restore(self, kept: Iterable[tuple[Member, bool]]) -> None:
+        """Take in engines that were kept: reach or start those there are to be, end those that were being stopped."""
+        for member, leaving in kept:
+            if leaving:
+                self._leftovers[member.engine_id] = self._background.spawn(
+                    self._end_leftover(member), f"end {member.engine_id}"
+                )
+            elif member.engine_id not in self._fleet:
+                self.expect(member)
+
+    async def _end_leftover(self, member: Member) -> None:
+        try:
+            await end_leftover(member, self._keeper.folder, self._settings.stop_timeout_s)
+            self._keeper.gone(member)
+        finally:
+            del self._leftovers[member.engine_id]
+
+    async def _finished_leaving(self, engine_id: str) -> None:
+        leftover = self._leftovers.get(engine_id)
+        if leftover is not None:
+            await asyncio.wait({leftover})
+
+    async def want(self, member: Member) -> EngineRecord:
+        """See that an engine of an id runs as ``member`` says: one that does so is left alone, another is replaced.
+
+        Raises:
+            SageLLMError: As :meth:`launch` and :meth:`attach`.
+        """
+        known = self._fleet.get(member.engine_id)
+        if known is not None and known.origin == member.origin:
+            known.source = member.source
+            while known.hopeful and not known.ready:
+                known.moved.clear()
+                await _within(self._settings.poll_interval_s, known.moved.wait())
+            if known.ready:
+                self._keeper.changed(known)
+                return known.record()
+        if self._fleet.get(member.engine_id) is not None:
+            await self.stop(member.engine_id, self._settings.stop_timeout_s)
+        return await self.admit(member)
+
+    async def admit(self, member: Member) -> EngineRecord:
+        """Take in an engine that is to be started or reached; returns once it is ready.
+
+        Raises:
+            SageLLMError: As :meth:`launch` and :meth:`attach`.
+        """
+        await self._finished_leaving(member.engine_id)
         self._fleet.add(member)
         try:
+            await self._keeper.joining(member)
             await self._bring_up(member)
         except BaseException:
             self._forget(member)
+            self._keeper.gone(member)
             raise
         self._background.spawn(self._watch(member), f"watch {member.engine_id}")
         return member.record()
@@ -106,7 +185,7 @@ class Crew:
         """Start or reach an engine, unless it is stopped meanwhile."""
         async with member.changing:
             if member.state is not EngineState.STOPPED:
-                await start(member)
+                await start(member, self._keeper.folder)
             if member.state is EngineState.STOPPED or member.engine is None:
                 with anyio.CancelScope(shield=True):
                     await free(member, self._settings.stop_timeout_s)
@@ -119,6 +198,10 @@ class Crew:
             # Asked for before anything is sent there: what comes later is only what changes.
             self._background.spawn(self._listen(member, member.engine.kv_events()), f"listen {member.engine_id}")
         member.become(EngineState.READY)
+        if member.unwanted:
+            member.become(EngineState.DRAINING)
+        self._keeper.changed(member)
+        self._keeper.heard(member)
         self._dispatcher.fleet_changed()
 
     async def _listen(self, member: Member, events: AsyncIterator[KVEventBatch]) -> None:
@@ -180,6 +263,7 @@ class Crew:
             self.died(member, member.engine.info.error or f"it reports state {stats.state.value}")
             return
         member.failures = 0
+        self._keeper.heard(member)
         member.learn(self._settings.default_capacity, self._settings.slack)
         self.renamed(member)
         member.load.measure(now)
@@ -213,6 +297,12 @@ class Crew:
         """Note a failed look; enough of them in a row make an engine dead."""
         member.failures += 1
         if member.failures >= self._settings.failures_threshold:
+            self.died(member, reason)
+
+    def lost(self, engine_id: str, reason: str) -> None:
+        """An engine's lease ran out."""
+        member = self._fleet.get(engine_id)
+        if member is not None and member.state in (EngineState.READY, EngineState.DRAINING):
             self.died(member, reason)
 
     def died(self, member: Member, reason: str) -> None:
@@ -300,6 +390,7 @@ class Crew:
         if member.state is EngineState.READY:
             member.unwanted = True
             member.become(EngineState.DRAINING)
+            self._keeper.changed(member)
             self._dispatcher.fleet_changed()
 
     async def change(self, engine_id: str, change: Callable[[SleepControl], Awaitable[None]]) -> None:
@@ -352,11 +443,15 @@ class Crew:
         return self._clear_out(member)
 
     async def _clear_out(self, member: Member) -> None:
+        await self._keeper.leaving(member)
         await _within(self._settings.abort_timeout_s, _emptied(member))
-        await release(member, self._settings.stop_timeout_s)
+        await release(member, self._settings.stop_timeout_s, outlive=self._outlive)
+        self._keeper.gone(member)
 
     async def dismiss(self) -> None:
-        """Stop them all, side by side."""
+        """Stop them all, side by side, but those that are to outlive this process. All are there when it is back."""
+        self._keeper.going_away()
+        self._outlive = self._settings.engines_outlive
         results = await asyncio.gather(*(self.stop(member.engine_id) for member in self._fleet), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

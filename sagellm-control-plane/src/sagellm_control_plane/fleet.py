@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import anyio
 import numpy as np
@@ -52,7 +52,9 @@ class Launched:
     launcher: str
     spec: EngineSpec
     through: Launcher | None = field(default=None, repr=False)
-    """The launcher itself, where the one of that name would not do (an address of its own)."""
+    """The launcher itself, where the one of that name would not do. Such an engine is known to this process alone."""
+    launch: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the launcher of that name."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,10 @@ class Member:
     """Which part of a request's work it takes."""
     weight: float = 1.0
     """Its share of requests where routing goes by weights."""
+    source: Literal["asked", "discovered"] = "asked"
+    """Whether someone asked for it, or a file that is watched did."""
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever its state changed."""
     place: Place | None = None
     """Where it runs, if that is known when it is added."""
     served: tuple[str, ...] = ()
@@ -170,6 +176,7 @@ class Member:
         """Move to ``state``; a move that the life of an engine does not allow is our own mistake."""
         assert state is self.state or state in _NEXT[self.state], f"{self.state} to {state}"
         self.state, self.error = state, error
+        self.moved.set()
 
     @property
     def info(self) -> EngineInfo:

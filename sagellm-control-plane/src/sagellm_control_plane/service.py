@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sagellm_protocol import (
@@ -38,13 +40,17 @@ from sagellm_protocol.interfaces import Engine, check_sleep
 
 from .adapters import AdapterDesk
 from .admission import Admission
+from .aliases import Aliases
 from .attempts import Attempts
 from .background import Background
 from .crew import Crew
+from .discovery import Discovery, Listing
 from .dispatch import Dispatcher
-from .fleet import Fleet
+from .fleet import Attached, Fleet, Launched, Member
 from .ledger import Ledger
 from .policies import Fair, Policy, policy_named
+from .registry import Registry
+from .registry.keeper import Keeper, member_of
 from .rendering import RenderDesk
 from .routing import router_named
 from .settings import PlaneSettings
@@ -75,6 +81,7 @@ class ControlPlaneService:
         rng: random.Random | None = None,
     ) -> None:
         self.settings = settings or PlaneSettings()
+        rng = rng or random.Random()
         self.fleet = Fleet()
         self.ledger = Ledger()
         self.dispatcher = Dispatcher(
@@ -82,14 +89,22 @@ class ControlPlaneService:
             self._policy(self.settings),
             router_named(self.settings.routing),
             clock,
-            rng or random.Random(),
+            rng,
         )
         self._clock = clock
         self._background = Background()
-        self.crew = Crew(self.fleet, self.dispatcher, self.settings, self._background, clock)
+        path = None if self.settings.registry is None else Path(self.settings.registry)
+        self.registry = Registry(path, self.settings.lease)
+        self._keeper = Keeper(self.registry, path, self.settings.lease)
+        self.crew = Crew(self.fleet, self.dispatcher, self.settings, self._background, clock, self._keeper)
+        self.aliases = Aliases(self.registry, self.fleet, rng)
+        self._discovery = None if self.settings.discover is None else self._discovered(Path(self.settings.discover))
+        self._watches = False
         self._desk = RenderDesk(self.fleet, self.settings.render_timeout_s)
         self._adapters = AdapterDesk(self.fleet, self.crew)
-        self._admission = Admission(self.fleet, self.dispatcher, self.ledger, self.settings.max_queued, clock)
+        self._admission = Admission(
+            self.fleet, self.dispatcher, self.ledger, self.settings.max_queued, clock, self.aliases.resolve
+        )
         self._attempts = Attempts(self._admission, self.dispatcher, self.crew, self._desk, self.settings, clock)
 
     @staticmethod
@@ -108,8 +123,22 @@ class ControlPlaneService:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin to serve. Safe to call again, also after :meth:`stop`."""
+        """Begin to serve, with the engines that the registry keeps. Safe to call again, also after :meth:`stop`.
+
+        Raises:
+            SageLLMError: The registry cannot be used; see :class:`~.registry.store.Store`.
+        """
+        opened = await self.registry.open()
         self._admission.closed = False
+        self._keeper.back()
+        if opened:
+            self.crew.restore((member_of(entry), entry.leaving) for entry in self.registry.entries)
+        if self._watches:
+            return
+        self._watches = True
+        self._background.spawn(self._keeper.watch_leases(self.crew.lost), "leases")
+        if self._discovery is not None:
+            self._background.spawn(self._discovery.watch(), "discovery")
 
     async def stop(self, drain_s: float | None = None) -> None:
         """Refuse what is new, let what is in flight end within ``drain_s``, cancel the rest, stop its engines."""
@@ -121,6 +150,8 @@ class ControlPlaneService:
         await _within(self.settings.abort_timeout_s, self.ledger.idle())
         await self.crew.dismiss()
         await self._background.cancel()
+        self._watches = False
+        await self.registry.close()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -143,12 +174,12 @@ class ControlPlaneService:
     async def run_embed(self, ticket: Ticket, request: EmbedRequest) -> EmbedResponse:
         """Serve an embedding request that was accepted."""
         response = await self._call(ticket, request, lambda engine: engine.embed)
-        return response.model_copy(update={"request_id": request.request_id})
+        return response.model_copy(update={"request_id": request.request_id, "model": request.model})
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """Serve a scoring request."""
         response = await self._call(self.accept(request), request, lambda engine: engine.score)
-        return response.model_copy(update={"request_id": request.request_id})
+        return response.model_copy(update={"request_id": request.request_id, "model": request.model})
 
     async def cancel(self, request_id: str) -> bool:
         """End all requests in flight whose caller uses this id."""
@@ -165,13 +196,15 @@ class ControlPlaneService:
     async def render(self, request: Request) -> RenderedPrompt:
         """The prompt as the model that ``request`` names would read it."""
         ticket = self._admission.ticket(request, NO_HINTS)
-        return (await self._desk.render(request, self._admission.askable(ticket)))[0]
+        asked = ticket.request
+        assert isinstance(asked, Request)
+        return (await self._desk.render(asked, self._admission.askable(ticket)))[0]
 
     # --- engines and what is known of them ----------------------------------------------------------------------------
 
     async def models(self) -> Sequence[ModelInfo]:
         """Models that can be asked for."""
-        return self.fleet.models()
+        return self.aliases.models(self.fleet.models())
 
     async def status(self) -> PlaneStatus:
         """The plane and its engines now."""
@@ -189,6 +222,7 @@ class ControlPlaneService:
             accepted=self.ledger.accepted,
             ended=dict(self.ledger.ended),
             refused_early=self.ledger.refused_early,
+            troubles=self._troubles(),
         )
 
     async def start_engine(
@@ -229,6 +263,54 @@ class ControlPlaneService:
     async def unload_adapter(self, name: str) -> None:
         """Serve it no more."""
         await self._adapters.unload(name)
+
+    async def want_engine(self, engine_id: str, spec: EngineSpec, launcher: str = "local") -> EngineRecord:
+        """See that an engine of that id runs as ``spec`` asks; returns once it is ready.
+
+        One that does, as the registry brought it back, is left alone; another is replaced.
+
+        Raises:
+            SageLLMError: As :meth:`start_engine`.
+        """
+        return await self.crew.want(Member(engine_id, Launched(launcher, spec), spec.names))
+
+    async def want_attached(self, engine_id: str, url: str, api_key: str | None = None) -> EngineRecord:
+        """As :meth:`want_engine`, for one that runs elsewhere.
+
+        Raises:
+            SageLLMError: As :meth:`attach_engine`.
+        """
+        return await self.crew.want(Member(engine_id, Attached(url, api_key), ()))
+
+    def heartbeat(self, engine_id: str) -> None:
+        """An engine says that it lives: its lease is renewed, and if it counts as dead it is looked at now.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND`` for an unknown id.
+        """
+        member = self.fleet.member(engine_id)
+        self._keeper.heard(member)
+        if not member.ready:
+            member.poke.set()
+
+    def weigh_engine(self, engine_id: str, weight: float) -> None:
+        """Set an engine's share of requests, where routing goes by weights.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND`` for an unknown id; ``INVALID_REQUEST`` for what is no weight.
+        """
+        member = self.fleet.member(engine_id)
+        if not (math.isfinite(weight) and weight >= 0):
+            raise SageLLMError(ErrorCode.INVALID_REQUEST, f"a weight is 0 or more (got {weight!r})", "weight")
+        member.weight = weight
+        self._keeper.changed(member)
+
+    def _discovered(self, path: Path) -> Discovery:
+        def follow(listing: Listing) -> None:
+            self.aliases.follow(listing.aliases)
+            self.crew.follow({one: member_of(entry) for one, entry in listing.engines.items()})
+
+        return Discovery(path, self.settings.discover_interval_s, follow)
 
     # --- how a request goes -------------------------------------------------------------------------------------------
 
@@ -307,6 +389,10 @@ class ControlPlaneService:
     async def _abort(self, engine: Engine, attempt_id: str) -> None:
         with contextlib.suppress(asyncio.TimeoutError, SageLLMError):
             await asyncio.wait_for(engine.abort(attempt_id), self.settings.abort_timeout_s)
+
+    def _troubles(self) -> tuple[str, ...]:
+        listed = None if self._discovery is None else self._discovery.trouble
+        return tuple(trouble for trouble in (self.registry.trouble, listed) if trouble is not None)
 
     def _why_unready(self) -> str | None:
         if self._admission.closed:

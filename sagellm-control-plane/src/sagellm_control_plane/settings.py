@@ -47,6 +47,18 @@ class PlaneSettings:
     """Wait before the first restart; doubles with each."""
     restart_forgiven_s: float = 300.0
     """Health for this long makes earlier restarts forgotten."""
+    registry: str | None = None
+    """File in which engines and aliases are kept, so that a plane started anew, after whatever ended the one before,
+    has the same ones; those that run are taken up."""
+    lease_s: float | None = None
+    """An engine that was not heard of for so long is lost, until it is heard of again. ``None`` is half a minute, or
+    three looks where those take longer."""
+    engines_outlive: bool = False
+    """Let engines that can do so go on when the plane is stopped, for the next one; needs ``registry``."""
+    discover: str | None = None
+    """File that lists engines and aliases; it is watched."""
+    discover_interval_s: float = 1.0
+    """Between two looks at that file."""
 
     def __post_init__(self) -> None:
         for name in ("max_attempts", "default_capacity", "failures_threshold"):
@@ -55,8 +67,22 @@ class PlaneSettings:
             self._at_least(name, 0)
         for name in ("poll_interval_s", "poll_timeout_s", "render_timeout_s", "abort_timeout_s", "stop_timeout_s"):
             self._at_least(name, 0.001)
+        if self.lease_s is not None:
+            self._at_least("lease_s", self.poll_interval_s)
+        self._at_least("discover_interval_s", 0.01)
+        if self.engines_outlive and self.registry is None:
+            raise SageLLMError(
+                ErrorCode.INVALID_REQUEST,
+                "engines_outlive needs registry, a file by which the next plane finds them",
+                "engines_outlive",
+            )
         if self.queue_timeout_s is not None:
             self._at_least("queue_timeout_s", 0.001)
+
+    @property
+    def lease(self) -> float:
+        """Seconds of ``lease_s``, also where it is left to us."""
+        return max(30.0, 3 * (self.poll_interval_s + self.poll_timeout_s)) if self.lease_s is None else self.lease_s
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)

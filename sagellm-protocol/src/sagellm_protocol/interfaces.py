@@ -341,6 +341,8 @@ class PlaneStatus(Report):
     """Counts by ending; with ``in_flight`` they sum to ``accepted``. Requests refused before they were accepted stand
     apart, in ``refused_early``."""
     refused_early: int = Field(default=0, ge=0)
+    troubles: tuple[str, ...] = ()
+    """What an operator should see to, though the plane serves: a disk that is full, a file that is damaged."""
 
 
 class ControlPlane(Protocol):

@@ -1,6 +1,7 @@
 """Engines in processes of their own, each behind an engine server on this machine.
 
-Costs a hop over HTTP; keeps an engine's crash, memory and output apart from this process.
+Costs a hop over HTTP; keeps an engine's crash, memory and output apart from this process. They end when this process
+does, unless they are kept in a folder (:mod:`.kept`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ import secrets
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import anyio
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sagellm_control_plane.remote.__main__ import Orders, Report
 from sagellm_control_plane.remote.client import RemoteEngine
+from sagellm_control_plane.remote.orders import Orders, read_report
 from sagellm_protocol import EngineSpec, EngineState, ErrorCode, SageLLMError
 from sagellm_protocol.remote import KEEPALIVE_S
+
+from . import kept
+from .folder import EngineFolder
 
 LOG_LINES = 1000
 TERM_S = 15.0
@@ -127,23 +134,50 @@ class SubprocessLauncher:
         port: Theirs; 0 takes any free one.
         keepalive_s: Silence after which their streams send a sign of life.
         drain_s: Longest that requests in flight may take after a signal that did not come from here.
+        env: Variables of their environment beside this process's own.
+        keep_in: Let them outlive this process; how they are found again, and their logs, are there.
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, keepalive_s: float = KEEPALIVE_S, drain_s: float = 0.0
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        keepalive_s: float = KEEPALIVE_S,
+        drain_s: float = 0.0,
+        *,
+        env: Mapping[str, str] | None = None,
+        keep_in: Path | None = None,
     ) -> None:
+        self._env = dict(env or {})
+        self._keep_in = keep_in
         self._drain_s = drain_s
         self._host = host
         self._port = port
         self._keepalive_s = keepalive_s
 
-    async def start(self, spec: EngineSpec, engine_id: str) -> SubprocessHandle:
+    def keeping(self, folder: Path) -> SubprocessLauncher:
+        """One like this, whose engines outlive this process."""
+        return SubprocessLauncher(
+            self._host, self._port, self._keepalive_s, self._drain_s, env=self._env, keep_in=folder
+        )
+
+    async def adopt(self, spec: EngineSpec, engine_id: str) -> kept.KeptHandle | None:
+        """The engine of that id if it outlived whoever started it, starting ones included."""
+        if self._keep_in is None:
+            return None
+        return await kept.adopt(engine_id, EngineFolder.of(engine_id, self._keep_in))
+
+    async def start(self, spec: EngineSpec, engine_id: str) -> SubprocessHandle | kept.KeptHandle:
         """Start a server and return once its engine serves.
 
         Raises:
             SageLLMError: With the root cause; nothing is left running.
         """
         key = secrets.token_urlsafe(32)
+        env = {**os.environ, **self._env}
+        if self._keep_in is not None:
+            orders = self._orders(spec, key, None, -1)
+            return await kept.start(orders, engine_id, EngineFolder.of(engine_id, self._keep_in), env)
         reading, writing = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -152,6 +186,7 @@ class SubprocessLauncher:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(writing,),
+                env=env,
             )
         except BaseException:
             os.close(reading)
@@ -159,19 +194,10 @@ class SubprocessLauncher:
         finally:
             os.close(writing)
         handle = SubprocessHandle(engine_id, process)
-        orders = Orders(
-            spec=spec,
-            host=self._host,
-            port=self._port,
-            api_key=key,
-            drain_s=self._drain_s,
-            keepalive_s=self._keepalive_s,
-            parent_pid=os.getpid(),
-            report_fd=writing,
-        )
+        orders = self._orders(spec, key, os.getpid(), writing)
         try:
             await _give(process, orders)
-            report = await _report(reading)
+            report = await read_report(reading)
             if report is None:
                 words = await handle.last_words()
                 raise SageLLMError(ErrorCode.ENGINE_FAILED, f"engine {engine_id} did not start: {words}")
@@ -184,6 +210,18 @@ class SubprocessLauncher:
             raise
         return handle
 
+    def _orders(self, spec: EngineSpec, key: str, parent_pid: int | None, report_fd: int) -> Orders:
+        return Orders(
+            spec=spec,
+            host=self._host,
+            port=self._port,
+            api_key=key,
+            drain_s=self._drain_s,
+            keepalive_s=self._keepalive_s,
+            parent_pid=parent_pid,
+            report_fd=report_fd,
+        )
+
 
 async def _give(process: asyncio.subprocess.Process, orders: Orders) -> None:
     assert process.stdin is not None
@@ -194,20 +232,27 @@ async def _give(process: asyncio.subprocess.Process, orders: Orders) -> None:
     process.stdin.close()
 
 
-async def _report(descriptor: int) -> Report | None:
-    """What a server reports; ``None`` when it ends without a word."""
-    reader = asyncio.StreamReader()
-    pipe = os.fdopen(descriptor, "rb")
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), pipe
-    )
+class Options(BaseModel):
+    """What the launcher may be told."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    env: dict[str, str] = {}
+
+
+def create(**options: Any) -> SubprocessLauncher:
+    """Entry point ``subprocess`` of the group ``sagellm.launchers``.
+
+    Args:
+        options: ``host`` and ``port`` to bind, and ``env``, variables of the environment.
+
+    Raises:
+        SageLLMError: ``INVALID_REQUEST`` naming what is unknown or out of range.
+    """
     try:
-        line = await reader.readline()
-    finally:
-        transport.close()
-    return Report.model_validate_json(line) if line.strip() else None
-
-
-def create() -> SubprocessLauncher:
-    """Entry point ``subprocess`` of the group ``sagellm.launchers``."""
-    return SubprocessLauncher()
+        told = Options(**options)
+    except ValidationError as error:
+        raise SageLLMError.from_validation(error, "launch") from error
+    return SubprocessLauncher(told.host, told.port, env=told.env)

@@ -1,56 +1,42 @@
 """An engine server as a process of its own: what the ``subprocess`` launcher starts.
 
 Reads one JSON object from standard input, so that keys stay out of the process list; reports through a descriptor it is
-given, so that whatever an engine prints cannot be taken for a report. People use ``sagellm engine``.
+given, so that whatever an engine prints cannot be taken for a report. One that is to outlive who started it also keeps
+a folder up to date, by which it is found again. People use ``sagellm engine``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 
-from pydantic import BaseModel, ConfigDict
-
-from sagellm_protocol import EngineSpec, ErrorCode, ErrorInfo, SageLLMError
+from sagellm_control_plane.launchers.folder import EngineFolder, Whereabouts
+from sagellm_protocol import ErrorCode, SageLLMError
 from sagellm_protocol.logs import configure
 
 from .loop import run
+from .orders import Orders, Report
 from .server import serve_engine
-
-
-class Orders(BaseModel):
-    """What to serve."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    spec: EngineSpec
-    host: str
-    port: int
-    api_key: str | None
-    drain_s: float
-    keepalive_s: float
-    parent_pid: int
-    report_fd: int
-
-
-class Report(BaseModel):
-    """How the start went: one line; exactly one of the fields is set."""
-
-    url: str | None = None
-    error: ErrorInfo | None = None
 
 
 def main() -> int:
     """Serve until told to stop."""
     configure(logging.WARNING, "%(levelname)s %(name)s [%(request_id)s]: %(message)s")
     orders = Orders.model_validate_json(sys.stdin.buffer.read())
+    folder = EngineFolder(orders.folder) if orders.folder is not None and orders.lock_fd is not None else None
+    if folder is not None and orders.lock_fd is not None:
+        folder.occupy(orders.lock_fd)
     told: list[Report] = []
 
     def report(what: Report) -> None:
         if not told:
             told.append(what)
-            with os.fdopen(orders.report_fd, "wb") as pipe:
+            if folder is not None and what.url is not None:
+                folder.tell(Whereabouts(url=what.url, api_key=orders.api_key or ""))
+            # Whoever started it may be gone by now, and another be looking for it.
+            with contextlib.suppress(BrokenPipeError), os.fdopen(orders.report_fd, "wb") as pipe:
                 pipe.write(what.model_dump_json().encode() + b"\n")
 
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 _COMMANDS = frozenset({"run", "chat", "serve", "engine"})
-_ELSEWHERE = frozenset({"--url", "--attach", "--engine", "--core", "--help", "-h"})
+_ELSEWHERE = frozenset({"--url", "--attach", "--discover", "--launcher", "--engine", "--core", "--help", "-h"})
 """Options by which another process, another engine or nothing at all does the work."""
 
 
