@@ -64,6 +64,12 @@ def test_one_of_the_same_name_is_replaced_where_that_is_asked_for(http: httpx.Cl
     assert post(http, "load", lora_name="first", lora_path="x", load_inplace=True).status_code == 200
 
 
+def test_what_stands_for_any_model_is_no_adapter(http: httpx.Client) -> None:
+    post(http, "load", lora_name="a", lora_path="x")  # before the model's own name in every order
+    answer = http.post("/v1/completions", json={"prompt": "hi", "max_tokens": 2})
+    assert answer.json()["model"] == "m"
+
+
 def test_nothing_is_loaded_unless_the_operator_allows_it() -> None:
     spec = EngineSpec(engine="mock", model="m", adapters={"first": "/first"})
     with (

@@ -52,7 +52,7 @@ class Gateway:
             raise SageLLMError(
                 ErrorCode.UNAVAILABLE, f"no model here {_KINDS[feature]} now (models: {served})", "model"
             )
-        return max(fit, key=lambda model: model.ready > 0).name
+        return max(fit, key=lambda model: (model.ready > 0, model.parent is None)).name
 
 
 def gateway_of(request: Request) -> Gateway:

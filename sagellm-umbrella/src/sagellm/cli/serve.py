@@ -182,7 +182,8 @@ async def _start_engine(plane: Plane, spec: EngineSpec, wanted: Wanted, report: 
 
 
 async def _announce(plane: ControlPlane, address: str, as_json: bool) -> None:
-    names = [model.name for model in await plane.models()]
+    # Models before their adapters.
+    names = [model.name for model in sorted(await plane.models(), key=lambda model: model.parent is not None)]
     url = f"{address}/v1"
     if as_json:
         print_json({"url": url, "model": next(iter(names), None), "models": names})
