@@ -61,7 +61,8 @@ class Admission:
         """
         try:
             ticket = self.ticket(request, hints)
-            self.askable(ticket, patient=True)
+            if not self._await_first(request.model):
+                self.askable(ticket, patient=True)
             waiting = self.waiting
             if waiting >= self._max_queued + self._dispatcher.free_places(ticket.request.model):
                 raise SageLLMError(
@@ -75,6 +76,11 @@ class Admission:
             raise
         self._ledger.accept(ticket)
         return ticket
+
+    def _await_first(self, model: str) -> bool:
+        """Whether a request is to wait for the first engine of its model; raises when as many wait as may."""
+        reserve = self._fleet.reserve
+        return not self.closed and reserve is not None and reserve.admit(model)
 
     def retry_after_s(self) -> float:
         """Seconds until what waits now will have been served, as far as can be told."""
@@ -105,7 +111,8 @@ class Admission:
 
         Args:
             ticket: The request.
-            patient: Whether it may wait for an engine that died and is being started anew; then there may be none.
+            patient: Whether it may wait for an engine that died and is being started anew, or for the first of a model
+                that gets one when it is asked for; then there may be none.
 
         Raises:
             SageLLMError: There is none, and none to wait for.
@@ -114,6 +121,8 @@ class Admission:
             raise SageLLMError(ErrorCode.UNAVAILABLE, "the control plane is shutting down")
         serving = self._fleet.serving(ticket.request.model)
         able = tuple(member for member in serving if member.ready and member.could_serve(ticket))
-        if not able and not (patient and any(member.restarting and member.could_serve(ticket) for member in serving)):
-            raise why_not(ticket, serving, self._fleet.names())
+        hope = any(member.restarting and member.could_serve(ticket) for member in serving)
+        if not able and not (patient and (hope or self._fleet.promised(ticket.request.model))):
+            reserve = self._fleet.reserve
+            raise (reserve and reserve.refusal(ticket.request.model)) or why_not(ticket, serving, self._fleet.names())
         return able

@@ -268,6 +268,7 @@ class Crew:
         self.renamed(member)
         member.load.measure(now)
         member.load.reported(stats, member.capabilities.block_size)
+        self._dispatcher.measured(member)
         if member.restarted_at is not None and now - member.restarted_at > self._settings.restart_forgiven_s:
             member.restarts, member.restarted_at = 0, None
         if member.state is EngineState.ERROR and stats.state is EngineState.READY:

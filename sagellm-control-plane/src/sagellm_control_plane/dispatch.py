@@ -14,6 +14,7 @@ from sagellm_protocol import EngineState, ErrorCode, KVEventBatch, SageLLMError
 from sagellm_protocol.features import refuse_unknown
 
 from .fleet import Fleet, Member
+from .observing import EngineWork
 from .policies import Policy
 from .routing import Router
 from .scheduling import Scheduler
@@ -114,6 +115,20 @@ class Dispatcher:
         if member.row is not None:
             self.scheduler.observers.tell("cache_changed", member.row, batch)
 
+    def measured(self, member: Member) -> None:
+        """An engine was looked at: tell what it has done, by its own count where it has one."""
+        load, stats = member.load, member.stats
+        if member.row is None or stats is None:
+            return
+        prompt, output = stats.prompt_tokens, stats.generation_tokens
+        work = EngineWork(
+            busy_s=load.busy_s,
+            prompt_tokens=load.computed if prompt is None else prompt,
+            output_tokens=load.produced if output is None else output,
+            steps=stats.steps,
+        )
+        self.scheduler.observers.tell("measured", member.row, work)
+
     def joined(self, row: int) -> None:
         """An engine took a row of the board."""
         self.scheduler.observers.tell("joined", row, self._fleet.board)
@@ -165,8 +180,10 @@ class Dispatcher:
 
     def _check_hope(self, ticket: Ticket) -> None:
         serving = self._fleet.serving(ticket.request.model)
-        if not any(member.hopeful and member.could_serve(ticket) for member in serving):
-            raise why_not(ticket, serving, self._fleet.names())
+        hope = any(member.hopeful and member.could_serve(ticket) for member in serving)
+        if not hope and not self._fleet.promised(ticket.request.model):
+            reserve = self._fleet.reserve
+            raise (reserve and reserve.refusal(ticket.request.model)) or why_not(ticket, serving, self._fleet.names())
 
     def _book(self, ticket: Ticket, row: int) -> None:
         member, now = self._fleet.at(row), self._clock()

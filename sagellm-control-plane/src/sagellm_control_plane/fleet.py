@@ -284,6 +284,22 @@ class Watcher(Protocol):
         ...
 
 
+class Reserve(Protocol):
+    """Knows of models that get engines when they are asked for."""
+
+    def promises(self, model: str) -> bool:
+        """Whether a model without a ready engine is to get one before long."""
+        ...
+
+    def refusal(self, model: str) -> SageLLMError | None:
+        """Why not, where it should have."""
+        ...
+
+    def admit(self, model: str) -> bool:
+        """Take one more in to wait for such a model, if it is one; raises when as many wait as may."""
+        ...
+
+
 class Fleet:
     """Engines by id and by the names they serve, and the board that shows them.
 
@@ -294,6 +310,7 @@ class Fleet:
         self.board = Board()
         self._at: dict[int, Member] = {}
         self._watcher: Watcher | None = None
+        self.reserve: Reserve | None = None
         self._rows: dict[str, Rows] = {}
         self._offering: dict[frozenset[str], tuple[int, Flags]] = {}
         self._members: dict[str, Member] = {}
@@ -429,6 +446,10 @@ class Fleet:
     def adapter(self, name: str) -> bool:
         """Whether a name is that of an adapter."""
         return any(name in member.adapters for member in self.serving(name))
+
+    def promised(self, name: str) -> bool:
+        """Whether a name that no engine serves now is to be served before long."""
+        return self.reserve is not None and self.reserve.promises(name)
 
     def names(self) -> list[str]:
         """All names served."""

@@ -37,6 +37,8 @@ class Load:
     """Time in which it had sequences, up to the last measurement."""
     produced: int = 0
     """Output tokens up to then."""
+    computed: int = 0
+    """Prompt tokens whose answer has begun, ever."""
     board: Board | None = None
     """Where it is shown, in row :attr:`row`."""
     row: int = -1
@@ -63,6 +65,7 @@ class Load:
         """Its answer began."""
         self.queued_tokens -= prompt_tokens
         self.held_tokens += prompt_tokens
+        self.computed += prompt_tokens
         self.latency_s = _blend(self.latency_s, waited_s)
         self._show()
 

@@ -79,6 +79,11 @@ class Scheduler(Generic[S]):
         self._listeners.append(observer)
         self.observers = self._observers()
 
+    def unlisten(self, observer: Observer) -> None:
+        """Tell it nothing any more."""
+        self._listeners.remove(observer)
+        self.observers = self._observers()
+
     def scene(self, now: float, policy: Policy | None = None) -> Scene:
         """What surrounds a decision now."""
         mean_load = 0.0

@@ -46,6 +46,7 @@ from .background import Background
 from .crew import Crew
 from .discovery import Discovery, Listing
 from .dispatch import Dispatcher
+from .elastic import Elastic
 from .fleet import Attached, Fleet, Launched, Member
 from .ledger import Ledger
 from .policies import Fair, Policy, policy_named
@@ -53,6 +54,7 @@ from .registry import Registry
 from .registry.keeper import Keeper, member_of
 from .rendering import RenderDesk
 from .routing import router_named
+from .scaling import ScalingSettings
 from .settings import PlaneSettings
 from .ticket import AnyRequest, Hints, Ticket
 
@@ -100,6 +102,7 @@ class ControlPlaneService:
         self.aliases = Aliases(self.registry, self.fleet, rng)
         self._discovery = None if self.settings.discover is None else self._discovered(Path(self.settings.discover))
         self._watches = False
+        self.elastic = Elastic(self.fleet, self.dispatcher, self.crew, self._background, clock)
         self._desk = RenderDesk(self.fleet, self.settings.render_timeout_s)
         self._adapters = AdapterDesk(self.fleet, self.crew)
         self._admission = Admission(
@@ -143,6 +146,7 @@ class ControlPlaneService:
     async def stop(self, drain_s: float | None = None) -> None:
         """Refuse what is new, let what is in flight end within ``drain_s``, cancel the rest, stop its engines."""
         self._admission.closed = True
+        self.elastic.close()
         if drain_s and self.ledger.in_flight:
             await _within(drain_s, self.ledger.idle())
         for ticket in self.ledger.tickets():
@@ -204,7 +208,7 @@ class ControlPlaneService:
 
     async def models(self) -> Sequence[ModelInfo]:
         """Models that can be asked for."""
-        return self.aliases.models(self.fleet.models())
+        return self.aliases.models([*self.fleet.models(), *self.elastic.models()])
 
     async def status(self) -> PlaneStatus:
         """The plane and its engines now."""
@@ -223,13 +227,36 @@ class ControlPlaneService:
             ended=dict(self.ledger.ended),
             refused_early=self.ledger.refused_early,
             troubles=self._troubles(),
+            scaling=self.elastic.status(),
         )
 
     async def start_engine(
         self, spec: EngineSpec, launcher: str = "local", engine_id: str | None = None
     ) -> EngineRecord:
-        """Launch an engine and serve through it; returns once it is ready."""
-        return await self.crew.launch(spec, launcher, engine_id)
+        """Launch an engine and serve through it; returns once it is ready.
+
+        With :attr:`PlaneSettings.scaling` it is the first of as many as the load needs.
+        """
+        record = await self.crew.launch(spec, launcher, engine_id)
+        if self.settings.scaling is not None and not self.elastic.scales(spec.names):
+            self.elastic.add(spec, launcher, self.settings.scaling)
+        return record
+
+    def scale(self, spec: EngineSpec, launcher: str = "local", settings: ScalingSettings | None = None) -> None:
+        """Let a model have as many engines as its load needs, started and stopped here; returns at once.
+
+        Raises:
+            SageLLMError: ``CONFLICT`` for a model that is scaled already.
+        """
+        self.elastic.add(spec, launcher, settings or self.settings.scaling or ScalingSettings())
+
+    def unscale(self, model: str) -> None:
+        """Let a model keep the engines it has now.
+
+        Raises:
+            SageLLMError: ``NOT_FOUND`` for a model that is not scaled.
+        """
+        self.elastic.remove(model)
 
     async def attach_engine(self, url: str, engine_id: str | None = None, api_key: str | None = None) -> EngineRecord:
         """Serve through an engine server that runs elsewhere."""
@@ -398,7 +425,7 @@ class ControlPlaneService:
         if self._admission.closed:
             return "the control plane is shutting down"
         infos = [member.info for member in self.fleet]
-        if any(info.state is EngineState.READY for info in infos):
+        if any(info.state is EngineState.READY for info in infos) or self.elastic.models():
             return None
         if not infos:
             return "no engine was started or attached"

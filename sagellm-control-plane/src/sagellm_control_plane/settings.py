@@ -8,6 +8,8 @@ from typing import Any
 
 from sagellm_protocol import ErrorCode, SageLLMError
 
+from .scaling.settings import ScalingSettings
+
 
 @dataclass(frozen=True)
 class PlaneSettings:
@@ -19,6 +21,8 @@ class PlaneSettings:
     """Shares of users beside others under the policy ``fair``; 1 where none is given."""
     routing: str = "cost"
     """Choice of an engine: a name of :mod:`sagellm_control_plane.routing`."""
+    scaling: ScalingSettings | None = None
+    """How the number of engines of each model that is started here follows its load; ``None``: it does not."""
     max_queued: int = 1024
     """Requests that may wait; one more is refused."""
     queue_timeout_s: float | None = 300.0

@@ -99,6 +99,7 @@ if TYPE_CHECKING:
         RenderedPrompt,
         Renderer,
         RequestEnding,
+        ScalingStatus,
         SleepControl,
         SleepManager,
         SleepMode,
@@ -226,6 +227,7 @@ _NAMES = {
         "RenderedPrompt",
         "Renderer",
         "RequestEnding",
+        "ScalingStatus",
     ),
     "metrics": (
         "Metrics",
@@ -330,6 +332,7 @@ __all__ = [
     "Sampled",
     "SamplingBatch",
     "SamplingParams",
+    "ScalingStatus",
     "ScoreRequest",
     "ScoreResponse",
     "SleepControl",

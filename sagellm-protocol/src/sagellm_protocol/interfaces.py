@@ -325,11 +325,27 @@ class EngineRecord(Report):
     """Requests this plane has there."""
 
 
+class ScalingStatus(Report):
+    """A model whose number of engines follows its load."""
+
+    model: str
+    ready: int = Field(ge=0)
+    starting: int = Field(default=0, ge=0)
+    wanted: int = Field(ge=0)
+    """By the last decision."""
+    min_engines: int = Field(ge=0)
+    max_engines: int = Field(ge=1)
+    reason: str
+    """Why so many, or why an engine that is wanted could not be started."""
+    inputs: dict[str, float] = Field(default={})
+    """Figures that the last decision was made from, by name; what was not measured is missing."""
+
+
 class PlaneStatus(Report):
     """A control plane at one moment."""
 
     ready: bool
-    """Whether at least one engine takes requests."""
+    """Whether requests are served: an engine takes them, or a model gets one as soon as it is asked for."""
     reason: str | None = None
     """Why not."""
     engines: tuple[EngineRecord, ...] = ()
@@ -343,6 +359,8 @@ class PlaneStatus(Report):
     refused_early: int = Field(default=0, ge=0)
     troubles: tuple[str, ...] = ()
     """What an operator should see to, though the plane serves: a disk that is full, a file that is damaged."""
+    scaling: tuple[ScalingStatus, ...] = ()
+    """Empty where no model is scaled."""
 
 
 class ControlPlane(Protocol):

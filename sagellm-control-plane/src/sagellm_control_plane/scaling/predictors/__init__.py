@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from sagellm_protocol import ErrorCode, SageLLMError
@@ -13,7 +13,7 @@ from .fitted import Arima as Arima, Fitted as Fitted, HoltWinters as HoltWinters
 from .moving_average import MovingAverage as MovingAverage
 from .smoothing import ExponentialSmoothing as ExponentialSmoothing
 
-PREDICTORS: Mapping[str, Callable[[], Predictor]] = MappingProxyType(
+PREDICTORS: Mapping[str, type[Predictor]] = MappingProxyType(
     {one.name: one for one in (Constant, MovingAverage, ExponentialSmoothing, HoltWinters, Arima)}
 )
 
