@@ -12,13 +12,13 @@ from sagellm_core.executor.inline import InlineExecutor
 from sagellm_core.grammar.store import GrammarStore
 from sagellm_core.loading import open_checkpoint
 from sagellm_core.loading.base import Checkpoint
+from sagellm_core.loading.draft import open_draft
 from sagellm_core.loading.pooling import PoolingConfig, read_pooling, settle_pooling
 from sagellm_core.offload.open import shelf_opener
 from sagellm_core.options import deterministic_option, pooling_option, step_log_option
 from sagellm_protocol.engine import EngineSpec
 
 from .adapter_places import AdapterPlaces
-from .draft import open_draft
 from .loop import EngineCore
 from .sizing import decide_encoder_limits, decide_limits
 from .speculation import DraftPolicy

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sagellm_core.loading import open_checkpoint
-from sagellm_core.loading.base import Checkpoint
-from sagellm_core.loading.config import ModelConfig
 from sagellm_core.tokenizer import Tokenizer, load_tokenizer
 from sagellm_protocol.engine import EngineSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
+
+from .base import Checkpoint
+from .checkpoint import open_checkpoint
+from .config import ModelConfig
 
 
 def open_draft(spec: EngineSpec, path: Path, config: ModelConfig) -> Checkpoint | None:
