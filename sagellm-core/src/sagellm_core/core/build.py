@@ -38,7 +38,8 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
     checkpoint, pooling = _open(spec, path)
     backend = open_backend(spec.device, dtype=spec.dtype, threads=spec.threads)
     grammars = GrammarStore(checkpoint.config.vocab_size, checkpoint.config.eos_token_ids)
-    draft = open_draft(spec, path, checkpoint.config)
+    config = checkpoint.config
+    draft = open_draft(spec, path, config)
     executor = InlineExecutor(
         checkpoint,
         backend,
@@ -49,13 +50,12 @@ def build_core(spec: EngineSpec, path: Path) -> EngineCore:
         pooling=None if pooling is None else pooling.kind,
         speculative=spec.speculative,
         draft=draft,
+        reopen_draft=None if draft is None else lambda: open_draft(spec, path, config),
         path=path,
         reopen=lambda place: _open(spec, place)[0],
         deterministic=deterministic_option(spec),
     )
     checkpoint.release()
-    if draft is not None:
-        draft.release()
     info = executor.info
     open_shelf = shelf_opener(spec, info.kv_specs)
     positions = info.max_position_embeddings

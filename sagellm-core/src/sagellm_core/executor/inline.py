@@ -63,6 +63,7 @@ class InlineExecutor:
         grammars: Those that sequences follow, compiled before a plan names them.
         speculative: How tokens are drafted, if plans have some verified.
         draft: Configuration and weights of the model that drafts, where one does.
+        reopen_draft: Opens those again, once they were given up; without it they are not.
         path: Where the checkpoint is.
         reopen: Opens the one at a path; without it weights are not given up.
         deterministic: Refuse what would let a request's numbers depend on what runs beside it.
@@ -84,6 +85,7 @@ class InlineExecutor:
         grammars: Grammars | None = None,
         speculative: Speculation | None = None,
         draft: Checkpoint | None = None,
+        reopen_draft: Callable[[], Checkpoint | None] | None = None,
         path: Path | None = None,
         reopen: Callable[[Path], Checkpoint] | None = None,
         deterministic: bool = False,
@@ -100,7 +102,9 @@ class InlineExecutor:
         self._deterministic = deterministic
         self._model: Model | Encoder | None = self._checked(models.load(checkpoint, ops, computed_in, quantization))
         self._grammars = grammars
-        self._drafting = drafting_stage(speculative, self._model, ops, draft, computed_in, quantization)
+        self._reopen_draft = reopen_draft
+        self._stage = partial(drafting_stage, speculative, ops=ops, dtype=computed_in, quantization=quantization)
+        self._drafting = self._stage(self._model, draft=draft)
         self._runner: Runner | EncoderRunner | None = None
         encodes = isinstance(self._model, Encoder)
         scores = isinstance(self._model, Encoder) and self._model.scores
@@ -212,12 +216,17 @@ class InlineExecutor:
         self._runner = None
         if level > 1 and self._reopen is not None:
             self._model = None
+            if self._reopen_draft is not None:
+                self._drafting = None
         release_memory()
 
     def wake(self) -> None:
         """Have both again."""
         if self._model is None:
             self._load(self._opened(self._path))
+        assert self._model is not None, "it was just loaded"
+        if self._drafting is None and self._reopen_draft is not None:
+            self._drafting = self._stage(self._model, draft=self._reopen_draft())
         if self._runner is None:
             assert self._layout is not None, "the cache was never made"
             self.allocate(self._layout)

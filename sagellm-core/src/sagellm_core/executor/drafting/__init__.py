@@ -55,6 +55,7 @@ def drafting_stage(
         return NgramStage(asked.min_match)
     assert draft is not None, "whoever starts an executor opens what drafts"
     drafting = models.load(draft, ops, dtype, quantization)
+    draft.release()
     if isinstance(drafting, Encoder) or draft.config.headless:
         raise SageLLMError(
             ErrorCode.UNSUPPORTED, f"model {asked.model!r} continues no prompts; draft with one that does", _PARAM
