@@ -105,33 +105,33 @@ class BlockManager:
             self.hit_tokens += sequence.num_computed
         return [self._named(table, hit) for table in shared]
 
-    def lacking(self, sequence: Sequence) -> list[int]:
-        """How many blocks each group lacks to admit a sequence; what it has to spare counts below zero."""
-        hit = self._longest_hit(sequence)
-        shared = [self._shared(sequence, group, hit) for group in range(len(self.pools))]
-        return self._missing(shared, self._blocks_for(len(sequence.tokens)) - hit)
-
-    def would_free(self, holders: Iterable[Sequence], sequence: Sequence, lacking: list[int]) -> bool:
-        """Whether a sequence could be admitted if some that hold blocks let go of them.
+    def needed(self, sequence: Sequence, holders: Iterable[Sequence]) -> int | None:
+        """How many of some that hold blocks must let go of them so that a sequence can be admitted.
 
         Args:
-            holders: They run.
             sequence: It waits; what it would share with them stays in use.
-            lacking: What :meth:`lacking` says of it.
+            holders: They run; in the order in which they are to give way.
+
+        Returns:
+            As few as do, one at least; ``None`` where all of them together do not.
         """
         hit = self._longest_hit(sequence)
+        shared = [self._shared(sequence, group, hit) for group in range(len(self.pools))]
+        lacking = self._missing(shared, self._blocks_for(len(sequence.tokens)) - hit)
+        kept = [{GONE, *table} for table in shared]
         held: list[Counter[int]] = [Counter() for _ in self.pools]
-        for holder in holders:
-            for counter, table in zip(held, holder.tables, strict=True):
+        for number, holder in enumerate(holders, start=1):
+            for group, table in enumerate(holder.tables):
+                pool, counter = self.pools[group], held[group]
                 counter.update(block_id for block_id in table if block_id != GONE)
-        for group, (pool, counter) in enumerate(zip(self.pools, held, strict=True)):
-            kept = set(self._shared(sequence, group, hit))
-            freed = sum(
-                1 for block_id, count in counter.items() if block_id not in kept and pool.holders(block_id) == count
-            )
-            if freed < lacking[group]:
-                return False
-        return True
+                lacking[group] -= sum(
+                    1
+                    for block_id in table
+                    if block_id not in kept[group] and counter[block_id] == pool.holders(block_id)
+                )
+            if all(missing <= 0 for missing in lacking):
+                return number
+        return None
 
     def extend(self, sequence: Sequence, num_tokens: int, spare: int = 0) -> list[list[int]] | None:
         """Give a running sequence the blocks it lacks for its first ``num_tokens`` tokens.

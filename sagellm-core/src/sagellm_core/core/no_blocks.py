@@ -34,13 +34,9 @@ class NoBlocks:
         """No blocks, which is enough."""
         return []
 
-    def lacking(self, sequence: Sequence) -> list[int]:
-        """In no group is anything missing."""
-        return []
-
-    def would_free(self, holders: Iterable[Sequence], sequence: Sequence, lacking: list[int]) -> bool:
-        """There is always room."""
-        return True
+    def needed(self, sequence: Sequence, holders: Iterable[Sequence]) -> int | None:
+        """One that leaves its slot is enough."""
+        return 1 if any(True for _ in holders) else None
 
     def extend(self, sequence: Sequence, num_tokens: int, spare: int = 0) -> list[list[int]]:
         """No blocks, which is enough."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from operator import add
 
 from .adapter_places import AdapterPlaces, Place
@@ -245,15 +246,12 @@ class Scheduler:
 
     def _make_way(self, sequence: Sequence, draft: _Draft) -> bool:
         """Preempt as few less urgent sequences as give ``sequence`` room, from the last in order on; or none."""
-        lacking = self.blocks.lacking(sequence)
-        victims: list[Sequence] = []
-        while len(victims) < len(self.running) and self.running[-1 - len(victims)].key[0] > sequence.key[0]:
-            victims.append(self.running[-1 - len(victims)])
-            if self.blocks.would_free(victims, sequence, lacking):
-                break
-        else:
+        last_first = reversed(self.running)
+        outranked = list(takewhile(lambda other: other.key[0] > sequence.key[0], last_first))
+        count = self.blocks.needed(sequence, outranked)
+        if count is None:
             return False
-        for victim in victims:
+        for victim in outranked[:count]:
             draft.take_back(victim)
             self._preempt(victim)
             draft.preempted.append(victim)
