@@ -18,6 +18,7 @@ from sagellm_core.offload.economy import Economy
 from sagellm_core.offload.host import HostTier
 from sagellm_core.offload.layout import BlockLayout
 from sagellm_core.offload.shelf import Shelf
+from sagellm_protocol import ErrorCode, SageLLMError
 
 BLOCK = 4
 BLOCK_BYTES = 16 * BLOCK
@@ -335,3 +336,23 @@ def _hashes(tokens: list[int]) -> list[str]:
     from sagellm_protocol.blocks import block_hashes, root_hash
 
     return [block.hex() for block in block_hashes(root_hash("fake"), tokens, BLOCK)]
+
+
+def test_a_place_that_cannot_be_opened_for_other_weights_leaves_requests_served(
+    opened: Callable[..., Offloading],
+) -> None:
+    shelves = [Shelf([HostTier(1 << 20)])]
+
+    def open_once(layout: BlockLayout) -> Shelf:
+        if not shelves:
+            raise SageLLMError(ErrorCode.INVALID_REQUEST, "the folder has gone", "kv_offload_dir")
+        return shelves.pop()
+
+    harness = opened(open_once)
+    harness.ask(0, prompt(1, 40))
+    harness.write_all()
+    with pytest.raises(SageLLMError, match="the folder has gone"):
+        harness.core.reload(Path("other"))
+    harness.ask(1, prompt(1, 40))
+    assert harness.ask(2, prompt(1, 40)) > 0
+    assert harness.core.stats().host_kv_bytes is None

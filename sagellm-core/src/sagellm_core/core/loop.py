@@ -188,8 +188,7 @@ class EngineCore:
         length, longest = len(request.prompt), self.limits.max_model_len
         if not 0 < length < longest:
             raise ValueError(f"a prompt of {length} tokens leaves no room in a context of {longest}")
-        if self._asleep:
-            raise ValueError("the core sleeps")
+        self._check_awake()
         if (origin, request.ticket) in self._by_ticket:
             raise ValueError(f"ticket {request.ticket} is in flight already")
         if request.sampling.grammar is not None and self._grammars is None:
@@ -230,6 +229,7 @@ class EngineCore:
         longest = self.limits.max_model_len
         if self._executor.info.pooling is None:
             raise ValueError("this model makes no vectors")
+        self._check_awake()
         for tokens in request.inputs:
             if not 0 < len(tokens) <= longest:
                 raise ValueError(f"an input of {len(tokens)} tokens does not fit a context of {longest}")
@@ -266,6 +266,10 @@ class EngineCore:
     def _wake(self) -> None:
         # Whoever serves the core says how it is woken once the core is made.
         self.wake()
+
+    def _check_awake(self) -> None:
+        if self._asleep:  # another front had it sleep
+            raise ValueError("the core sleeps")
 
     def _check_adapter(self, adapter: AdapterRef | None) -> None:
         if adapter is not None and self.adapters is None:
@@ -540,9 +544,11 @@ class EngineCore:
         """Keep blocks where those of the model that is loaded belong."""
         if self._open_shelf is None:
             return
-        if self._offload is not None:
-            self._observers.drop(self._offload)
-            self._offload.stop()
+        before, self._offload = self._offload, None
+        if before is not None:
+            self._observers.drop(before)
+            before.stop()
+        # Where none can be opened, nothing is kept: the one before has stopped, and writes no more.
         self._offload = self._open_offload(self._open_shelf)
         self._observers.add(self._offload)
 

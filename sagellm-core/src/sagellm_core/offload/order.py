@@ -47,6 +47,8 @@ class LeafOrder:
             parent = self._parents.pop(block)
             if parent is not None:
                 self._followers[parent] -= 1
+                if not self._followers[parent]:
+                    del self._followers[parent]
                 if parent in self._used:
                     # It was of use for as long as this one.
                     self._used[parent] = max(used, self._used[parent])
