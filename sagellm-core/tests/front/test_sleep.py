@@ -15,7 +15,10 @@ from fake_executor import alone
 from fake_model import CHARACTERS, fake_engine, fake_spec, write_tokenizer
 from sagellm_core import create
 from sagellm_core.front.engine import FrontEngine
+from sagellm_core.tokenizer import load_tokenizer
+from sagellm_core.transport.messages import CheckAdapter, Control, FrontMessage
 from sagellm_protocol import (
+    AdapterSpec,
     EngineSpec,
     EngineState,
     ErrorCode,
@@ -24,9 +27,11 @@ from sagellm_protocol import (
     SageLLMError,
     SamplingParams,
     SleepControl,
+    Speculation,
     collect,
 )
 from sagellm_protocol.blocks import BlocksCleared
+from scripted_core import ScriptedCore
 
 PATIENCE_S = 60.0
 PROMPT = "hello there"
@@ -182,6 +187,33 @@ async def test_an_engine_that_was_stopped_neither_sleeps_nor_wakes(engine: Front
         assert refusal.value.code is ErrorCode.CONFLICT
 
 
+class Silent(ScriptedCore):
+    """A core that is asked and does not answer."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(load_tokenizer(folder), "")
+        self.asked: asyncio.Queue[FrontMessage] = asyncio.Queue()
+
+    def send(self, message: FrontMessage) -> None:
+        self.asked.put_nowait(message)
+
+
+async def test_whoever_waits_for_a_core_that_is_stopped_is_told(folder: Path) -> None:
+    silent = Silent(folder)
+    spec = fake_spec("inline", adapter_root=str(folder))
+    engine = FrontEngine(spec, lambda model, revision: folder, lambda spec, path: silent)
+    await engine.start()
+    loading = asyncio.ensure_future(engine.load_adapter(AdapterSpec(name="style", path=str(folder))))
+    assert isinstance(await asyncio.wait_for(silent.asked.get(), PATIENCE_S), CheckAdapter)
+    going = asyncio.ensure_future(engine.sleep())
+    assert isinstance(await asyncio.wait_for(silent.asked.get(), PATIENCE_S), Control)
+    await engine.stop()
+    for waiting in (loading, going):
+        with pytest.raises(SageLLMError, match="ended"):
+            await asyncio.wait_for(waiting, PATIENCE_S)
+    assert engine.info.state is EngineState.STOPPED
+
+
 def large(folder: Path, layers: int = 6) -> Path:
     """A model of some 100 MB, by its configuration alone."""
     import transformers
@@ -202,10 +234,16 @@ def large(folder: Path, layers: int = 6) -> Path:
     return write_tokenizer(folder)
 
 
-async def test_memory_is_given_back_to_the_system_and_the_same_answers_come_after(tmp_path: Path) -> None:
-    model = str(large(tmp_path))
+@pytest.mark.parametrize("drafting", [False, True])
+async def test_memory_is_given_back_to_the_system_and_the_same_answers_come_after(
+    tmp_path: Path, drafting: bool
+) -> None:
+    # What drafts is larger than what it drafts for, lest the one's memory hide the other's.
+    model, drafter = str(large(tmp_path / "model", 1 if drafting else 6)), str(large(tmp_path / "drafter"))
     weights = 4 * 6 * (4 * 512 * 512 + 3 * 512 * 2048)  # bytes in float32
-    engine = create(EngineSpec(model=model, dtype="float32", load_format="dummy", max_num_seqs=8, seed=1))
+    how = Speculation(method="draft", model=drafter, adaptive=False) if drafting else None
+    spec = EngineSpec(model=model, dtype="float32", load_format="dummy", max_num_seqs=8, seed=1, speculative=how)
+    engine = create(spec)
     await engine.start()
     process = psutil.Process(engine._link._client.pid)  # type: ignore[union-attr]
 
@@ -219,6 +257,7 @@ async def test_memory_is_given_back_to_the_system_and_the_same_answers_come_afte
     await engine.wake()
     assert (await answer(engine, ask(1, model=model))).outputs[0].token_ids == before
     assert resident() < awake + 0.5 * weights, "weights are there once"
+    assert bool((await engine.stats()).drafted_tokens) is drafting
     await engine.stop()
 
 

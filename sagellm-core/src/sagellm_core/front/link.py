@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 from sagellm_core.adapters.base import AdapterRef
 from sagellm_core.core.request import CoreOutput, CoreRequest, CoreStats, PoolRequest
@@ -49,7 +49,7 @@ class CoreLink:
         lose: Is told, once, why the core ended unasked.
 
     Attributes:
-        lost: Whether it has.
+        lost: Whether it has ended, asked or not.
         stats: As last known.
     """
 
@@ -106,7 +106,7 @@ class CoreLink:
         """Have the core see whether the adapter in a folder fits; its key.
 
         Raises:
-            SageLLMError: What is wrong with it; ``UNAVAILABLE`` where the core ended meanwhile.
+            SageLLMError: What is wrong with it, or that the core ended meanwhile.
         """
         if self.lost:
             raise _gone()
@@ -175,8 +175,10 @@ class CoreLink:
         self._pings.pop(number, None)
 
     async def stop(self) -> None:
-        """End the core and release everything."""
+        """End the core and release everything; who still waits for an answer is told that none comes."""
+        self.lost = True
         await self._client.stop()
+        self._give_up(_gone())
 
     def logs(self, lines: int) -> Sequence[str]:
         """The last lines the core wrote, where they are kept apart."""
@@ -208,13 +210,14 @@ class CoreLink:
         for waiting in self._pings.values():
             waiting.cancel()
         self._pings.clear()
-        for asked in self._controls.values():
-            if not asked.done():
-                asked.set_exception(SageLLMError(ErrorCode.ENGINE_FAILED, reason))
-        for check in self._checks.values():
-            if not check.done():
-                check.set_exception(_gone())
+        self._give_up(SageLLMError(ErrorCode.ENGINE_FAILED, reason))
         self._on_loss(reason)
+
+    def _give_up(self, error: SageLLMError) -> None:
+        waited_for: list[asyncio.Future[Any]] = [*self._controls.values(), *self._checks.values()]
+        for asked in waited_for:
+            if not asked.done():
+                asked.set_exception(error)
 
 
 def _settle(asked: asyncio.Future[str], message: AdapterChecked) -> None:
