@@ -17,6 +17,7 @@ from sagellm_core.front.beams import BeamSearch
 from sagellm_core.front.engine import FrontEngine
 from sagellm_core.llm import LLM
 from sagellm_protocol.errors import ErrorCode, SageLLMError
+from sagellm_protocol.events import ErrorEvent
 from sagellm_protocol.requests import Request
 from sagellm_protocol.responses import Response, collect
 from sagellm_protocol.sampling import SamplingParams
@@ -183,3 +184,19 @@ async def test_a_search_that_is_aborted_or_expires_leaves_nothing(engine: FrontE
     stats = await engine.stats()
     assert (stats.running, stats.waiting, stats.used_blocks) == (0, 0, 0)
     await asyncio.wait_for(engine.drain(), 30)
+
+
+async def test_a_search_that_cannot_be_told_leaves_nothing_behind(tmp_path: Path, monkeypatch: Any) -> None:
+    def lost(search: BeamSearch, rows: Any) -> None:
+        raise ZeroDivisionError("one too many")
+
+    monkeypatch.setattr(BeamSearch, "extend", lost)
+    engine = fake_engine(write_tokenizer(tmp_path), fake_spec("inline"))
+    await engine.start()
+    sampling = SamplingParams(temperature=0, max_tokens=4, beam_width=2)
+    request = Request(request_id="r", model="fake", prompt="hello", sampling=sampling)
+    last = [event async for event in engine.generate(request)][-1]
+    assert isinstance(last, ErrorEvent)
+    assert last.error.code is ErrorCode.INTERNAL
+    await asyncio.wait_for(engine.drain(), 30.0)
+    await engine.stop()

@@ -240,10 +240,7 @@ class FrontEngine:
         if self._state not in (EngineState.READY, EngineState.SLEEPING):  # it took a while to find
             raise SageLLMError(ErrorCode.CONFLICT, f"weights cannot be reloaded: the engine is {self._state.value}")
         self._state = EngineState.SLEEPING
-        await _through(self._reload(path))
-        self._spec = self._spec.model_copy(
-            update={"model": model, "revision": revision, "served_names": self._spec.names}
-        )
+        await _through(self._reload(path, model, revision))
 
     async def _go_to_sleep(self, level: int, mode: SleepMode, before: EngineState) -> None:
         async with self._changing(EngineState.SLEEPING, back_to=before):
@@ -256,10 +253,13 @@ class FrontEngine:
         async with self._changing(EngineState.READY, back_to=EngineState.SLEEPING):
             await self._live_link.control("wake")
 
-    async def _reload(self, path: Path) -> None:
+    async def _reload(self, path: Path, model: str, revision: str | None) -> None:
         async with self._changing(EngineState.READY, back_to=EngineState.READY):
             await self._idle.wait()
             self._take_over(await self._live_link.control("reload", path=str(path)))
+            self._spec = self._spec.model_copy(
+                update={"model": model, "revision": revision, "served_names": self._spec.names}
+            )
 
     @asynccontextmanager
     async def _changing(self, to: EngineState, *, back_to: EngineState) -> AsyncIterator[None]:
@@ -652,6 +652,8 @@ class FrontEngine:
         job = self._jobs.get(output.ticket)
         if job is None:  # it was aborted, and this crossed the abort on its way
             return
+        if isinstance(job, SearchJob) and output.ending is not None:
+            del self._jobs[output.ticket]  # one extension of many, whatever is made of it
         try:
             enough = job.take(output)
         except Exception as error:
@@ -660,8 +662,6 @@ class FrontEngine:
             self._fail(job, SageLLMError(ErrorCode.INTERNAL, f"the output cannot be told: {error}"))
             return
         if isinstance(job, SearchJob):
-            if output.ticket not in job.extending:
-                del self._jobs[output.ticket]
             self._extend(job)
         if job.outcome is RequestEnding.COMPLETED:
             self._forget(job)
