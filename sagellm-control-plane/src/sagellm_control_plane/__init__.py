@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .autoscaler import Autoscaler as Autoscaler, AutoscalerConfig as AutoscalerConfig
+    from .engine_lifecycle import (
+        EngineLifecycleManager as EngineLifecycleManager,
+        EngineProcessInfo as EngineProcessInfo,
+        EngineRuntime as EngineRuntime,
+        EngineStatus as EngineStatus,
+    )
     from .executors.base import ExecutionCoordinatorBase as ExecutionCoordinatorBase
     from .gpu_manager import GPUResourceManager as GPUResourceManager, GPUStatus as GPUStatus
     from .load_predictor import (
@@ -84,6 +90,10 @@ _ELSEWHERE = {
     "CostOptimizedPolicy": ".strategies.cost_optimized",
     "DataParallelStrategy": ".parallelism",
     "DecodeInterpolator": ".performance_interpolator",
+    "EngineLifecycleManager": ".engine_lifecycle",
+    "EngineProcessInfo": ".engine_lifecycle",
+    "EngineRuntime": ".engine_lifecycle",
+    "EngineStatus": ".engine_lifecycle",
     "ExecutionCoordinatorBase": ".executors.base",
     "ExpertParallelStrategy": ".parallelism",
     "ExponentialSmoothingPredictor": ".load_predictor",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from sagellm_protocol import ErrorCode, SageLLMError
 
 from .background import Background
+from .gpu_manager import GPUResourceManager
 from .legacy import book
 from .legacy.engines import Engines
 from .legacy.errors import BadValue, refuse_other_than
@@ -26,8 +27,7 @@ from .ticket import Hints
 from .types import PDSeparationConfig, RequestMetadata, RequestStatus
 
 if TYPE_CHECKING:
-    AutoscalerConfig = object
-    """Of the autoscaler, which is still to come: nothing but ``None`` is taken."""
+    from .autoscaler import AutoscalerConfig
 
 
 class ControlPlaneManager(Engines, Views):
@@ -92,6 +92,7 @@ class ControlPlaneManager(Engines, Views):
             )
         )
         self._book = book.Book()
+        self._gpus = GPUResourceManager()
         self._background = Background()
         self._runs = Runs(self.service, self._background)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -25,6 +25,7 @@ from .book import Book, Entry
 if TYPE_CHECKING:
     import asyncio
 
+    from sagellm_control_plane.gpu_manager import GPUResourceManager
     from sagellm_control_plane.service import ControlPlaneService
 
 
@@ -38,6 +39,7 @@ class Views:
     enable_pd_separation: bool
     mode: str
     _book: Book
+    _gpus: GPUResourceManager
     _loop: asyncio.AbstractEventLoop | None
     _started_at: float | None
 
@@ -104,13 +106,13 @@ class Views:
     # --- the cluster --------------------------------------------------------------------------------------------------
 
     def get_cluster_status(self) -> dict[str, Any]:
-        """The plane and its engines. ``gpu`` and ``resource_reservations`` are empty: devices are not managed yet."""
+        """The plane, its engines, and the GPUs of this machine. Engines reserve none: their backends choose theirs."""
         return {
             "control_plane": self.get_status(),
-            "gpu": [],
+            "gpu": self._gpus.get_system_status(),
             "engines": [told(entry) for entry in self._book.all()],
             "managed_instances": [book.summary(instance) for instance in self.get_instances()],
-            "resource_reservations": {},
+            "resource_reservations": self._gpus.reservations(),
         }
 
     def get_registered_backends(self) -> dict[str, Any]:
