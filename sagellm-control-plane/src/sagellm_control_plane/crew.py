@@ -28,6 +28,7 @@ from sagellm_protocol import (
 from sagellm_protocol.interfaces import KVEventSource
 
 from .background import Background
+from .circuit import Circuit
 from .dispatch import Dispatcher
 from .fleet import Attached, Fleet, Launched, Member
 from .registry.keeper import Keeper
@@ -191,6 +192,7 @@ class Crew:
                     await free(member, self._settings.stop_timeout_s)
                 raise SageLLMError(ErrorCode.CANCELLED, f"engine {member.engine_id} was stopped while it started")
         member.failures, member.last_heard = 0, time.time()
+        member.circuit = Circuit(self._settings.tolerance)
         member.load.forget_foreign()
         member.learn(self._settings.default_capacity, self._settings.slack)
         self._fleet.rename(member, member.engine.info.names or member.names)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from sagellm_protocol import EngineState, ErrorCode, KVEventBatch, SageLLMError
 from sagellm_protocol.features import refuse_unknown
 
+from .circuit import CircuitState
 from .fleet import Fleet, Member
 from .observing import EngineWork
 from .policies import Policy
@@ -49,6 +50,7 @@ class Dispatcher:
         """Lengths of the queue as each arrival found it, summed."""
         self._fleet = fleet
         self._clock = clock
+        self._calls: list[Callable[[], None]] = []
         fleet.watched_by(self)
 
     @property
@@ -78,19 +80,44 @@ class Dispatcher:
     def withdraw(self, ticket: Ticket) -> None:
         """Take a request out of the queue and off its engine, wherever it is, and let others move up."""
         now = self._clock()
+        if ticket.stand_in is not None:
+            stand_in, ticket.stand_in = ticket.stand_in, None
+            self.withdraw(stand_in)
         self.scheduler.drop(ticket, now)
         member = ticket.member
         if member is None:
             return
         member.load.leave(ticket.sequences, ticket.placed_tokens, ticket.produced_tokens, ticket.begun, now)
         del member.tickets[ticket.number]
+        if member.circuit.probe == ticket.number:
+            member.circuit.left(ticket.number)
+            member.refresh()
         if not member.tickets:
             member.emptied.set()
         if member.row is not None:
             self.scheduler.observers.tell("left", ticket, member.row, now)
         ticket.member, ticket.begun, ticket.produced_tokens = None, False, 0
-        self.placed -= 1
+        self.placed -= ticket.counted
         self.pump()
+
+    def place_at_once(self, ticket: Ticket) -> Member | None:
+        """Give a request an engine if one has room now; it does not wait."""
+        now = self._clock()
+        ticket.turn = asyncio.get_running_loop().create_future()
+        return ticket.turn.result() if self.scheduler.place_at_once(ticket, now, self._book) else None
+
+    def stand_in(self, ticket: Ticket, twin: Ticket) -> None:
+        """Let a twin's place be that of a request."""
+        assert ticket.stand_in is None
+        twin.counted = True
+        self.placed += 1
+        self.withdraw(ticket)
+        ticket.stand_in = twin
+        ticket.placed_at, ticket.served_by, ticket.first_output_at = (
+            twin.placed_at,
+            twin.served_by,
+            twin.first_output_at,
+        )
 
     def began(self, ticket: Ticket, member: Member, waited_s: float) -> None:
         """A request's answer has begun, so long after it was sent."""
@@ -152,8 +179,14 @@ class Dispatcher:
         if self.placements > before:
             self.deciding_s += self._clock() - began
 
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Have something called whenever engines come, go or change, before what waits is looked at."""
+        self._calls.append(call)
+
     def fleet_changed(self) -> None:
         """Refuse those waiting that no engine can serve any more, and place what can be placed."""
+        for call in self._calls:
+            call()
         for ticket in self.queue:
             try:
                 self._check_hope(ticket)
@@ -192,8 +225,11 @@ class Dispatcher:
         ticket.placed_at, ticket.served_by = now, member.engine_id
         member.tickets[ticket.number] = ticket
         member.emptied.clear()
+        if member.circuit.state is CircuitState.HALF_OPEN:
+            member.circuit.sent(ticket.number)
+            member.refresh()
         member.load.place(ticket.sequences, ticket.placed_tokens, now)
-        self.placed += 1
+        self.placed += ticket.counted
         self.placements += 1
         ticket.turn.set_result(member)
 

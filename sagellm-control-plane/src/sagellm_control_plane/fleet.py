@@ -32,9 +32,10 @@ from sagellm_protocol import (
 from sagellm_protocol.interfaces import Engine
 
 from .board import UNBOUNDED, UNKNOWN, Board, Flags, Place, Role, Rows
+from .circuit import Circuit, Tolerance
 from .interruptible import Interruptible
 from .load import Load
-from .ticket import RenderKey, Ticket
+from .ticket import Likeness, RenderKey, Ticket
 
 _NEXT = {
     EngineState.STARTING: {EngineState.READY, EngineState.ERROR, EngineState.STOPPED},
@@ -65,7 +66,7 @@ class Attached:
     api_key: str | None = field(default=None, repr=False)
 
 
-_SHOWN = frozenset({"state", "engine", "told", "failures", "capacity", "capabilities", "role", "weight"})
+_SHOWN = frozenset({"state", "engine", "told", "failures", "capacity", "capabilities", "role", "weight", "circuit"})
 """What of a member the board shows beside its load."""
 
 
@@ -118,8 +119,12 @@ class Member:
     cost more than deciding."""
     render_key: RenderKey = ("", None)
     """Equal for engines that read the same tokens out of a request."""
+    likeness: Likeness | None = None
+    """Engines of equal likeness give the same answer to the same request; ``None`` where that cannot be told."""
     capabilities: EngineCapabilities = field(default_factory=EngineCapabilities)
     mock: bool = False
+    circuit: Circuit = field(default_factory=lambda: Circuit(Tolerance()))
+    """Whether it is sent anything, by how what it was sent fared. Call :meth:`refresh` after changing it."""
     role: Role = Role.BOTH
     """Which part of a request's work it takes."""
     weight: float = 1.0
@@ -172,6 +177,11 @@ class Member:
             weight=self.weight,
         )
 
+    def refresh(self) -> None:
+        """Show what has changed inside one of its parts."""
+        if self.row is not None:
+            self._show()
+
     def become(self, state: EngineState, error: str | None = None) -> None:
         """Move to ``state``; a move that the life of an engine does not allow is our own mistake."""
         assert state is self.state or state in _NEXT[self.state], f"{self.state} to {state}"
@@ -203,7 +213,12 @@ class Member:
     @property
     def ready(self) -> bool:
         """Whether it takes requests now, in the plane's view and its own."""
-        return self.state is EngineState.READY and self.engine is not None and self.told is EngineState.READY
+        return (
+            self.state is EngineState.READY
+            and self.engine is not None
+            and self.told is EngineState.READY
+            and self.circuit.admits
+        )
 
     @property
     def suspect(self) -> bool:
@@ -226,6 +241,8 @@ class Member:
             self.capabilities = info.capabilities
         self.learn_names()
         self.render_key = (info.model_key or f"{info.engine}:{info.model}", info.capabilities.block_size)
+        known = self.capabilities
+        self.likeness = (info.model_key, known.dtype, known.quantization) if info.model_key is not None else None
         limit = self.capabilities.max_num_seqs
         self.capacity = default_capacity if limit is None else limit + math.ceil(limit * slack)
         if self.most_sequences is not None:
@@ -241,6 +258,8 @@ class Member:
     def could_serve(self, ticket: Ticket) -> bool:
         """Whether it offers what a request needs, room aside. One that has not told yet might."""
         if self.engine_id in ticket.tried:
+            return False
+        if ticket.likeness is not None and self.engine is not None and self.likeness != ticket.likeness:
             return False
         if self.engine is None:
             return True
@@ -261,6 +280,7 @@ class Member:
             launcher=self.origin.launcher if isinstance(self.origin, Launched) else None,
             url=self.origin.url if isinstance(self.origin, Attached) else None,
             in_flight=len(self.tickets),
+            circuit=self.circuit.state.value,
         )
 
     @property
@@ -421,6 +441,8 @@ class Fleet:
                 flags[row] = request.features <= member.capabilities.features
             known = self._offering[request.features] = (self.board.version, flags)
         kept = rows[known[1][rows] & (self.board.max_len[rows] >= request.needed_tokens)]
+        if request.likeness is not None:
+            kept = kept[[self._at[int(row)].likeness == request.likeness for row in kept]]
         for engine_id in request.tried:
             failed = self._members.get(engine_id)
             if failed is not None:

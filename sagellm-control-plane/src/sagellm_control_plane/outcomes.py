@@ -60,7 +60,7 @@ class Outcomes:
                 latency_s=now - ticket.arrived,
                 waited_s=(now if ticket.placed_at is None else ticket.placed_at) - ticket.arrived,
                 first_output_s=None if first is None else first - ticket.arrived,
-                tokens=ticket.produced_tokens,
+                tokens=ticket.acting.produced_tokens,
                 priority=ticket.priority,
                 had_deadline=ticket.deadline is not None,
             )

@@ -123,6 +123,14 @@ class Scheduler(Generic[S]):
         self._free = None
         self.queue.place(scene, self.room, lambda request: self._place(request, scene, book))
 
+    def place_at_once(self, request: S, now: float, book: Callable[[S, int], None]) -> bool:
+        """Place a request that does not wait, if there is room; whether there was."""
+        self.observers.tell("queued", request, now)
+        placed = self._place(request, self.scene(now), book)
+        if not placed:
+            self.observers.tell("dropped", request, now)
+        return placed
+
     def room(self, model: str) -> bool:
         """Whether any engine of a model takes one more sequence."""
         return bool(len(self._free_rows(model, 1)))

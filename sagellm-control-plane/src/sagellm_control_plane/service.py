@@ -43,6 +43,7 @@ from .admission import Admission
 from .aliases import Aliases
 from .attempts import Attempts
 from .background import Background
+from .breaking import Breakers
 from .crew import Crew
 from .discovery import Discovery, Listing
 from .dispatch import Dispatcher
@@ -108,7 +109,18 @@ class ControlPlaneService:
         self._admission = Admission(
             self.fleet, self.dispatcher, self.ledger, self.settings.max_queued, clock, self.aliases.resolve
         )
-        self._attempts = Attempts(self._admission, self.dispatcher, self.crew, self._desk, self.settings, clock)
+        self.breakers = Breakers(self.fleet, self.dispatcher)
+        self.dispatcher.on_change(self.breakers.fleet_changed)
+        self.attempts = Attempts(
+            self._admission,
+            self.dispatcher,
+            self.crew,
+            self.breakers,
+            self._desk,
+            self._background,
+            self.settings,
+            clock,
+        )
 
     @staticmethod
     def _policy(settings: PlaneSettings) -> Policy:
@@ -228,6 +240,8 @@ class ControlPlaneService:
             refused_early=self.ledger.refused_early,
             troubles=self._troubles(),
             scaling=self.elastic.status(),
+            circuits_opened=self.breakers.opened,
+            **self.attempts.counts(),
         )
 
     async def start_engine(
@@ -350,7 +364,7 @@ class ControlPlaneService:
             return
         timer = self._arm(ticket)
         try:
-            async with aclosing(self._attempts.generate(ticket)) as events:
+            async with aclosing(self.attempts.generate(ticket)) as events:
                 async for event in events:
                     if isinstance(event, EndEvent):
                         self._end(ticket, RequestEnding.COMPLETED)
@@ -374,7 +388,7 @@ class ControlPlaneService:
     async def _call(self, ticket: Ticket, request: R, method: Callable[[Engine], Callable[[R], Awaitable[T]]]) -> T:
         timer = self._arm(ticket)
         try:
-            answer = await self._attempts.call(ticket, request, method)
+            answer = await self.attempts.call(ticket, request, method)
             self._end(ticket, RequestEnding.COMPLETED)
         except SageLLMError as error:
             self._end(ticket, RequestEnding.of(error.code))
@@ -405,13 +419,14 @@ class ControlPlaneService:
 
     def _interrupt(self, ticket: Ticket, error: SageLLMError) -> None:
         """End a request from outside, whatever it waits for."""
-        engine = ticket.member.engine if ticket.member is not None else None
+        acting = ticket.acting
+        engine, attempt_id = acting.member.engine if acting.member is not None else None, acting.attempt_id
         if ticket.interrupt(error, final=True):
             return
         # Its caller is busy with what it was given: end it and free the engine now rather than when it asks for more.
         self._end(ticket, RequestEnding.of(error.code))
-        if engine is not None and ticket.attempt_id is not None:
-            self._background.spawn(self._abort(engine, ticket.attempt_id), f"abort {ticket.attempt_id}")
+        if engine is not None and attempt_id is not None:
+            self._background.spawn(self._abort(engine, attempt_id), f"abort {attempt_id}")
 
     async def _abort(self, engine: Engine, attempt_id: str) -> None:
         with contextlib.suppress(asyncio.TimeoutError, SageLLMError):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from sagellm_protocol import ErrorCode, SageLLMError
 
+from .circuit import Tolerance
 from .scaling.settings import ScalingSettings
 
 
@@ -28,7 +29,18 @@ class PlaneSettings:
     queue_timeout_s: float | None = 300.0
     """Longest wait in the queue, after which a request expires; ``None`` waits for ever."""
     max_attempts: int = 3
-    """Engines that are tried for a request before its first token."""
+    """Engines that are tried for a request."""
+    resume: bool = True
+    """Go on with a stream on another engine where that gives the very same answer (greedy, or seeded)."""
+    breaker_failures: int = 5
+    """Requests in a row that an engine fails before it is sent nothing for a while,"""
+    breaker_error_rate: float = 0.5
+    """or the share of the newest twenty."""
+    breaker_open_s: float = 5.0
+    """That while; it doubles with each probe that fails, to eight times as much."""
+    hedge_percentile: float | None = None
+    """Ask a second engine when the first has not begun by this percentile of times to the first token (0.95, say);
+    the first to begin answers. ``None`` never does."""
     default_capacity: int = 256
     """Sequences sent to an engine that does not say how many it runs at once."""
     slack: float = 0.25
@@ -64,8 +76,13 @@ class PlaneSettings:
     discover_interval_s: float = 1.0
     """Between two looks at that file."""
 
+    @property
+    def tolerance(self) -> Tolerance:
+        """What circuit breakers put up with."""
+        return Tolerance(self.breaker_failures, self.breaker_error_rate, open_s=self.breaker_open_s)
+
     def __post_init__(self) -> None:
-        for name in ("max_attempts", "default_capacity", "failures_threshold"):
+        for name in ("max_attempts", "default_capacity", "failures_threshold", "breaker_failures"):
             self._at_least(name, 1)
         for name in ("max_queued", "slack", "max_restarts", "restart_backoff_s", "restart_forgiven_s"):
             self._at_least(name, 0)
@@ -80,6 +97,11 @@ class PlaneSettings:
                 "engines_outlive needs registry, a file by which the next plane finds them",
                 "engines_outlive",
             )
+        self._at_least("breaker_open_s", 0.001)
+        if not 0 < self.breaker_error_rate <= 1:
+            self._refuse("breaker_error_rate", "above 0 and at most 1")
+        if self.hedge_percentile is not None and not 0 < self.hedge_percentile < 1:
+            self._refuse("hedge_percentile", "between 0 and 1")
         if self.queue_timeout_s is not None:
             self._at_least("queue_timeout_s", 0.001)
 
@@ -91,7 +113,11 @@ class PlaneSettings:
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
         if not isinstance(value, (int, float)) or not value >= least:
-            raise SageLLMError(ErrorCode.INVALID_REQUEST, f"{name} must be {least} or more (got {value!r})", name)
+            self._refuse(name, f"{least} or more")
+
+    def _refuse(self, name: str, allowed: str) -> NoReturn:
+        value = getattr(self, name)
+        raise SageLLMError(ErrorCode.INVALID_REQUEST, f"{name} must be {allowed} (got {value!r})", name)
 
     @classmethod
     def of(cls, **options: Any) -> PlaneSettings:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,8 @@ T = TypeVar("T")
 AnyRequest = Request | EmbedRequest | ScoreRequest
 RenderKey = tuple[str, int | None]
 """Engines of equal keys read the same tokens out of a request."""
+Likeness = tuple[str, str | None, str | None]
+"""Identity of the weights, dtype and quantisation."""
 
 
 class Stage(Enum):
@@ -70,7 +72,9 @@ class Ticket:
     begun: bool = False
     """Whether the present attempt has given output."""
     delivered: bool = False
-    """Whether the caller has been given output, after which no other engine may answer."""
+    """Whether the caller has been given output, after which another engine may only go on with that very answer."""
+    likeness: Likeness | None = None
+    """Only engines like this may serve it."""
     member: Member | None = None
     """Set by the dispatcher while it has a place there."""
     attempt_id: str | None = None
@@ -83,9 +87,38 @@ class Ticket:
     """The engine it was last given."""
     turn: asyncio.Future[Member] | None = None
     """Resolved by the dispatcher."""
+    beside: Ticket | None = None
+    """Its twin on a second engine, while it is open which of them begins first."""
+    stand_in: Ticket | None = None
+    """The twin that began first: it has the place from which this request's output comes."""
+    counted: bool = True
+    """Whether its place counts as a request's: not while it is a twin that has not won."""
     _awaited: Interruptible[Any] | None = None
     _verdict: SageLLMError | None = None
     _loss: SageLLMError | None = None
+
+    @property
+    def acting(self) -> Ticket:
+        """Who has the place from which its output comes."""
+        return self.stand_in or self
+
+    def twin(self) -> Ticket:
+        """The same request once more, for another engine than those that failed it or have it."""
+        assert self.member is not None
+        return replace(
+            self,
+            number=-self.number,
+            tried={*self.tried, self.member.engine_id},
+            member=None,
+            turn=None,
+            placed_tokens=0,
+            produced_tokens=0,
+            begun=False,
+            attempt_id=None,
+            counted=False,
+            _awaited=None,
+            _loss=None,
+        )
 
     @property
     def priority(self) -> int:
@@ -190,10 +223,11 @@ class Ticket:
             self._verdict = self._verdict or error
         else:
             self._loss = self._loss or error
-        if self._awaited is None:
-            return False
-        self._awaited.interrupt()
-        return True
+        others = (self.beside, self.stand_in) if final else ()
+        interrupted = [other.interrupt(error, final=True) for other in others if other is not None]
+        if self._awaited is not None:
+            self._awaited.interrupt()
+        return self._awaited is not None or any(interrupted)
 
     def check(self) -> None:
         """Raise what :meth:`interrupt` brought. An attempt's loss is raised once, the request's end for ever."""

@@ -241,6 +241,13 @@ class _Status(Collector):
         for record in status.engines:
             up.add_metric(_labels(record), float(record.info.state is EngineState.READY))
         yield up
+        circuit = GaugeMetricFamily(
+            "sagellm:engine_circuit_open", "Whether requests are kept from an engine that failed many.", labels=_LABELS
+        )
+        for record in status.engines:
+            if record.circuit is not None:
+                circuit.add_metric(_labels(record), float(record.circuit != "closed"))
+        yield circuit
         for name, what, read in _GAUGES:
             gauge = GaugeMetricFamily(f"sagellm:{name}", what, labels=_LABELS)
             for record in status.engines:
@@ -256,15 +263,22 @@ class _Status(Collector):
         yield GaugeMetricFamily("sagellm:queue_depth", "Requests that wait for an engine.", value=status.queued)
         yield GaugeMetricFamily("sagellm:requests_in_flight", "Accepted and not ended.", value=status.in_flight)
         yield CounterMetricFamily("sagellm:requests_accepted", "Requests accepted.", value=status.accepted)
-        yield CounterMetricFamily(
-            "sagellm:requests_refused_early", "Requests refused before they were accepted.", value=status.refused_early
-        )
+        for name, what, count in _OF_THE_PLANE:
+            yield CounterMetricFamily(f"sagellm:{name}", what, value=count(status))
         endings = CounterMetricFamily("sagellm:requests_ended", "Accepted requests that ended.", labels=["ending"])
         for ending, count in status.ended.items():
             endings.add_metric([ending.value], count)
         yield endings
 
 
+_OF_THE_PLANE: tuple[tuple[str, str, Callable[[PlaneStatus], int]], ...] = (
+    ("requests_refused_early", "Requests refused before they were accepted.", lambda s: s.refused_early),
+    ("requests_retried", "Attempts begun on another engine before the first output.", lambda s: s.retried),
+    ("requests_resumed", "Streams gone on with on another engine.", lambda s: s.resumed),
+    ("requests_hedged", "Requests given to a second engine because the first was slow.", lambda s: s.hedged),
+    ("hedges_won", "Requests that the second engine answered.", lambda s: s.hedges_won),
+    ("circuits_opened", "Times that engines were shut out because they failed.", lambda s: s.circuits_opened),
+)
 _LABELS = ["model_name", "engine"]
 
 

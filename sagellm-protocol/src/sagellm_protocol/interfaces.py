@@ -323,6 +323,9 @@ class EngineRecord(Report):
     url: str | None = None
     in_flight: int = Field(default=0, ge=0)
     """Requests this plane has there."""
+    circuit: Literal["closed", "open", "half_open"] | None = None
+    """State of the plane's circuit breaker: an engine that fails what it is sent is sent nothing for a while
+    (``open``), then one request (``half_open``)."""
 
 
 class ScalingStatus(Report):
@@ -361,6 +364,15 @@ class PlaneStatus(Report):
     """What an operator should see to, though the plane serves: a disk that is full, a file that is damaged."""
     scaling: tuple[ScalingStatus, ...] = ()
     """Empty where no model is scaled."""
+    retried: int = Field(default=0, ge=0)
+    """Attempts begun on another engine before the first output."""
+    resumed: int = Field(default=0, ge=0)
+    """Streams gone on with on another engine."""
+    hedged: int = Field(default=0, ge=0)
+    """Requests given to a second engine because the first was slow to begin."""
+    hedges_won: int = Field(default=0, ge=0)
+    """Those of them that the second engine answered."""
+    circuits_opened: int = Field(default=0, ge=0)
 
 
 class ControlPlane(Protocol):

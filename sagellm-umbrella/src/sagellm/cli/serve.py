@@ -49,6 +49,17 @@ def serve(
     policy: Annotated[str, typer.Option(help="Order of the queue.")] = "fifo",
     routing: Annotated[str, typer.Option(help="How an engine is chosen.")] = "cost",
     max_queued: Annotated[int, typer.Option(min=0, help="Most requests that may wait.")] = 1024,
+    queue_timeout: Annotated[
+        float, typer.Option(min=0.001, metavar="SECONDS", help="Longest that a request may wait for an engine.")
+    ] = 300,
+    hedge: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENTILE",
+            help="Ask a second engine when the first is slower to begin than this share of requests (0.95).",
+            show_default=False,
+        ),
+    ] = None,
     allow_management: Annotated[
         bool,
         typer.Option("--allow-management", help="Let callers put engines to sleep, wake them and reload weights."),
@@ -105,6 +116,8 @@ def serve(
         registry=registry,
         engines_outlive=keep_engines,
         discover=discover,
+        queue_timeout_s=queue_timeout,
+        hedge_percentile=hedge,
     )
     spec = engine_spec(engine_options, model) if model is not None or not (attach or discover) else None
     wanted = Wanted(spec, launcher, tuple(attach or ()), attach_key, kept=registry is not None)
