@@ -263,8 +263,8 @@ class _Status(Collector):
         yield GaugeMetricFamily("sagellm:queue_depth", "Requests that wait for an engine.", value=status.queued)
         yield GaugeMetricFamily("sagellm:requests_in_flight", "Accepted and not ended.", value=status.in_flight)
         yield CounterMetricFamily("sagellm:requests_accepted", "Requests accepted.", value=status.accepted)
-        for name, what, count in _OF_THE_PLANE:
-            yield CounterMetricFamily(f"sagellm:{name}", what, value=count(status))
+        for name, what, total in _OF_THE_PLANE:
+            yield CounterMetricFamily(f"sagellm:{name}", what, value=total(status))
         endings = CounterMetricFamily("sagellm:requests_ended", "Accepted requests that ended.", labels=["ending"])
         for ending, count in status.ended.items():
             endings.add_metric([ending.value], count)
