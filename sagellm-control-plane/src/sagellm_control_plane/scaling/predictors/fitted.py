@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import abstractmethod
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,6 +49,8 @@ class Fitted(Predictor):
         recent = float(values[-3:].mean())
         if len(values) < self.least or float(np.ptp(values)) == 0.0:
             return recent
+        # It has its warnings always shown from its first import on, which must not come after they are switched off.
+        import_module("statsmodels.tools.sm_exceptions")
         try:
             with warnings.catch_warnings():
                 # A series too short or too even to converge is told by its forecast, which is checked below.
