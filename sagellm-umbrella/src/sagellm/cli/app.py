@@ -14,7 +14,7 @@ from rich.markup import escape
 from sagellm_protocol import SageLLMError
 from sagellm_protocol.logs import configure
 
-from . import chat, doctor, engine, models, run, serve, simulate, version
+from . import chat, doctor, engine, models, plan, run, serve, simulate, version
 from .console import error_console
 
 EXIT_ERROR = 1
@@ -41,6 +41,7 @@ app.command("engine")(engine.engine)
 app.command("pull")(models.pull)
 app.command("models")(models.models)
 app.command("simulate")(simulate.simulate)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.command("version")(version.version)
 
