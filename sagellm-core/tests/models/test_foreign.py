@@ -141,6 +141,22 @@ def test_tensors_that_do_not_fit_are_named(
     assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("rope_parameters", {"rope_type": "zz"}, "'zz'"),
+        ("head_dim", -1, "negative dimension"),
+        ("head_dim", 1.5, "float"),
+    ],
+)
+def test_a_configuration_that_no_model_can_be_built_of_is_refused(
+    starcoder: Checkpoint, ops: Backend[Any], field: str, value: Any, named: str
+) -> None:
+    error = refusal(Changed(starcoder, {}, raw={**starcoder.config.raw, field: value}), ops)
+    assert error.code is ErrorCode.INVALID_REQUEST
+    assert named in error.message
+
+
 REFUSED = {
     "a state": ("MambaForCausalLM", "MambaConfig", {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}),
     "layers of type conv": (

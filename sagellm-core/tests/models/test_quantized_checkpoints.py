@@ -19,6 +19,7 @@ from sagellm_core import models
 from sagellm_core.executor.backends import open_backend
 from sagellm_core.executor.inline import InlineExecutor
 from sagellm_core.loading import open_checkpoint
+from sagellm_core.loading.quantized import scheme_of
 from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 
@@ -171,6 +172,8 @@ def test_a_missing_part_of_a_module_is_named(part: str, tmp_path: Path) -> None:
         (q.awq, "qweight", torch.zeros(50, 10, dtype=torch.int32), r"is \[50, 10\] beside scales"),
         (q.fp8, "weight_scale_inv", torch.zeros(2, 3), r"is \[2, 3\], which does not fit a weight of 80 x 48"),
         (q.fp8, "weight", torch.zeros(80, 48), "is f32 of shape .*f8_e4m3 expected"),
+        (q.gptq, "scales", torch.zeros(3, 0), r"is of shape \[3, 0\] and holds nothing"),
+        (q.fp8, "weight_scale_inv", torch.zeros(0), r"is of shape \[0\] and holds nothing"),
     ],
 )
 def test_a_tensor_that_cannot_be_is_refused_by_name(
@@ -181,6 +184,16 @@ def test_a_tensor_that_cannot_be_is_refused_by_name(
     with pytest.raises(SageLLMError, match=rf"model\.layers\.1\.mlp\.up_proj\.{part}.*{message}") as caught:
         models.load(open_checkpoint(tmp_path), open_backend("reference"), DType.FLOAT32)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("stated", ["0x4", "16x16x16", "wide", [16, 0], [16]])
+def test_blocks_that_cannot_be_are_refused_with_the_value(stated: Any) -> None:
+    weights = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": stated}
+    settings = {"quant_method": "compressed-tensors", "config_groups": {"all": {"weights": weights}}}
+    with pytest.raises(SageLLMError, match=r"all: weights: block_structure is .*rows and columns") as caught:
+        scheme_of({"quantization_config": settings}, "config.json")
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    assert repr(stated) in caught.value.message
 
 
 def test_what_is_quantised_is_not_quantised_again(tmp_path: Path) -> None:

@@ -77,8 +77,10 @@ def arguments_one_by_one(function: str, schema: Schema) -> list[Argument]:
         raise _contradiction(f"{where} are of type {schema.get('type')!r}, which is no object")
     _refuse_others(schema, _OF_OBJECTS, where)
     properties, required = schema.get("properties", {}), schema.get("required", [])
-    if not isinstance(properties, Mapping) or not isinstance(required, list):
-        raise _contradiction(f"{where} have properties that are no object, or required that is no list")
+    if not isinstance(properties, Mapping):
+        raise _contradiction(f"{where} have properties that are no object")
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise _contradiction(f"{where} have required {required!r:.80}, which is no list of names")
     more = schema.get("additionalProperties", True)
     further = {name: more for name in required if name not in properties}
     return [Argument(name, of, name in required) for name, of in {**properties, **further}.items()]
@@ -158,6 +160,8 @@ def _branches(schema: Any, root: Schema, where: str, depth: int = _DEPTH) -> Ite
         raise _unsupported(f"{where} has references within references and cannot be followed")
     if not isinstance(schema, Mapping):
         yield {}
+    elif not isinstance(schema.get("enum", []), list):
+        raise _contradiction(f"{where} has the enum {schema['enum']!r:.80}, which is no list")
     elif "string" not in allowed:
         yield schema
     elif key := next((key for key in _JUNCTIONS if key in schema), None):
@@ -213,17 +217,24 @@ def _narrowed(schema: Schema, allowed: frozenset[str]) -> Schema:
 def _bodies(schema: Schema, where: str) -> list[str]:
     """Regular expressions all of which a string must match; none of them where any string will do."""
     bodies = []
-    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    least, most = _length(schema, "minLength", where) or 0, _length(schema, "maxLength", where)
     if least or most is not None:
         bodies.append(rf"/(.|\n){{{least},{'' if most is None else most}}}/")
     if "pattern" in schema:
         bodies.append(_found_within(schema["pattern"], where))
     if "format" in schema:
         form = schema["format"]
-        if form not in _FORMATS:
+        if not isinstance(form, str) or form not in _FORMATS:
             raise _unsupported(f"{where} is of format {form!r}, where only {', '.join(_FORMATS)} can be followed")
         bodies.append(regex(_FORMATS[form]))
     return bodies
+
+
+def _length(schema: Schema, key: str, where: str) -> int | None:
+    length = schema.get(key)
+    if key in schema and (type(length) is not int or length < 0):
+        raise _contradiction(f"{where} has the {key} {length!r:.80}, which is no length")
+    return length
 
 
 def _found_within(pattern: Any, where: str) -> str:

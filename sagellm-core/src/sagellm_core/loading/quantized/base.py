@@ -46,7 +46,7 @@ class Module:
     tensors: Mapping[str, RawWeight]
 
     def array(self, part: str, *formats: str, dims: int = 2) -> Array:
-        """A tensor as it is stored, checked for its type and number of dimensions.
+        """A tensor as it is stored, checked for its type and number of dimensions, none of which is 0.
 
         Raises:
             SageLLMError: ``INVALID_REQUEST`` naming it.
@@ -59,6 +59,8 @@ class Module:
                 part,
                 f"is {raw.format} of shape {list(raw.shape)}; {dims} dimensions of {' or '.join(formats)} expected",
             )
+        if 0 in raw.shape:
+            raise self.unsound(part, f"is of shape {list(raw.shape)} and holds nothing")
         array: Array = np.frombuffer(memoryview(raw.data), dtype=ELEMENTS[raw.format]).reshape(raw.shape)
         return array
 

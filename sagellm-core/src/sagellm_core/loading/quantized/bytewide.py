@@ -56,8 +56,6 @@ def _matrix(module: Module, part: str, *formats: str) -> Array:
 
 def _columns(width: int, scales: Array, rows: int, size: int | None, block: tuple[int, int] | None) -> Groups | None:
     high, wide = scales.shape
-    if not high or not wide:
-        return None
     if high in (1, rows) and (wide == 1 or high == rows):
         return groups_in_order(width, wide, size or (block[1] if block else None))
     if block is None or high != -(-rows // block[0]):

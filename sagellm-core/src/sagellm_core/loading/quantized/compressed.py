@@ -136,7 +136,7 @@ def scheme(fields: Fields) -> Scheme:
         read=_Settings(
             frozenset(found.integer("num_bits", 8) for found in weights),
             frozenset(size for found in weights if (size := found.integer("group_size", None, minimum=-1)) is not None),
-            frozenset((block[0], block[1]) for found in weights if len(block := _block(found)) == 2),
+            frozenset(block for found in weights if (block := _block(found)) is not None),
         ),
     )
 
@@ -158,11 +158,18 @@ def _refuse(weights: Fields) -> None:
         raise unsupported(weights.source, f"strategy {strategy!r} is not offered; known are {', '.join(_STRATEGIES)}")
 
 
-def _block(weights: Fields) -> tuple[int, ...]:
-    if isinstance(weights.values.get("block_structure"), str):  # "128x128", as earlier versions wrote it
-        parts = weights.text("block_structure").split("x")
-        return tuple(int(part) for part in parts if part.isdecimal())
-    return weights.integers("block_structure")
+def _block(weights: Fields) -> tuple[int, int] | None:
+    """Rows and columns of a block, where it is stated."""
+    stated = weights.values.get("block_structure")
+    if stated is None:
+        return None
+    if isinstance(stated, str):  # "128x128", as earlier versions wrote it
+        sides = tuple(int(side) if side.isdecimal() else 0 for side in stated.split("x"))
+    else:
+        sides = weights.integers("block_structure")
+    if len(sides) != 2 or 0 in sides:
+        raise corrupt(weights.source, f"block_structure is {stated!r}; it must be rows and columns of a block")
+    return sides[0], sides[1]
 
 
 def _only(values: frozenset[Any]) -> Any:

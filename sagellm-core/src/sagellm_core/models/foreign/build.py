@@ -24,6 +24,8 @@ from sagellm_protocol.devices import DType
 from sagellm_protocol.errors import SageLLMError
 
 _ATTENDING = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+FAILURES = (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What modelling code may raise where it is given a configuration that it was not written for."""
 _SHOWN = 5
 _TYPES: Mapping[str, DType] = {
     WeightFormat.F32.value: DType.FLOAT32,
@@ -42,20 +44,25 @@ def build(checkpoint: Checkpoint, ops: Backend[torch.Tensor], like: torch.Tensor
 
     Raises:
         SageLLMError: ``UNSUPPORTED`` for a model that cannot be run so, saying why; ``INVALID_REQUEST`` naming tensors
-            that are missing, left over or of another shape.
+            that are missing, left over or of another shape, or for a configuration that no model can be built of.
     """
     kind, config = _described(checkpoint)
     weights = {raw.name: _tensor(checkpoint, ops, raw) for raw in checkpoint.weights()}
-    with _quiet():
-        loaded: Any = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=weights,
-            dtype=like.dtype,
-            attn_implementation="eager",
-            ignore_mismatched_sizes=True,  # they are refused here, by name
-            output_loading_info=True,
-        )
+    try:
+        with _quiet():
+            loaded: Any = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=weights,
+                dtype=like.dtype,
+                attn_implementation="eager",
+                ignore_mismatched_sizes=True,  # they are refused here, by name
+                output_loading_info=True,
+            )
+    except FAILURES as error:
+        raise corrupt(
+            checkpoint.path, f"transformers cannot build its configuration ({type(error).__name__}: {error})"
+        ) from error
     model, found = loaded
     _account(checkpoint, found)
     built: PreTrainedModel = model.to(like.device).requires_grad_(False).eval()
@@ -88,7 +95,7 @@ def _described(checkpoint: Checkpoint) -> tuple[type[PreTrainedModel], Pretraine
         raise refusal(checkpoint, f"it knows no model_type {model_type!r}")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(raw)
-    except Exception as error:
+    except Exception as error:  # its checks of values raise kinds of their own, which differ between versions
         raise corrupt(checkpoint.path, f"transformers cannot read its configuration: {error}") from error
     if not isinstance(config, kind.config_class):
         raise refusal(checkpoint, f"model_type {model_type!r} is not what it is described by")

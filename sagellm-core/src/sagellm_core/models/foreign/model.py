@@ -22,7 +22,7 @@ from sagellm_protocol.errors import ErrorCode, SageLLMError
 
 from . import examine
 from .attention import PAGED, RECORDED, Record, Step, register, tell
-from .build import build, refusal
+from .build import FAILURES, build, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Foreign:
             self._prepare(checkpoint, dtype)
         except examine.Unsuitable as error:
             raise refusal(checkpoint, str(error)) from error
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except FAILURES as error:
             reason = f"its modelling code does not run without a cache of its own ({type(error).__name__}: {error})"
             raise refusal(checkpoint, reason) from error
         logger.warning("%s has no file here and runs through transformers' own code, which is slower", architecture)
