@@ -79,11 +79,13 @@ def test_weights_are_reloaded(gateway: Live) -> None:
     [
         ("/sleep?level=3", None, 400, "level"),
         ("/sleep?level=deep", None, 400, "level"),
+        ("/sleep?level=" + "9" * 5000, None, 400, "level"),
         ("/sleep?engine=e9", None, 404, "engine"),
         ("/reload_weights", {}, 400, "model"),
         ("/reload_weights", {"model": "m", "modle": "m"}, 400, "modle"),
         ("/reload_weights", {"model": "m", "engine": 3}, 400, "engine"),
         ("/reload_weights", [], 400, None),
+        ("/reload_weights", {"model": ""}, 400, "model"),
     ],
 )
 def test_mistakes_are_told_by_name(gateway: Live, path: str, body: Any, status: int, param: str | None) -> None:
@@ -91,6 +93,12 @@ def test_mistakes_are_told_by_name(gateway: Live, path: str, body: Any, status: 
         answer = http.post(path, json=body)
     assert answer.status_code == status
     assert answer.json()["error"]["param"] == param
+
+
+def test_a_body_that_is_nested_without_end_is_the_callers_mistake(gateway: Live) -> None:
+    with client(gateway) as http:
+        answer = http.post("/reload_weights", content="[" * 100_000, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
 
 
 def test_it_is_off_unless_the_operator_allows_it() -> None:

@@ -401,6 +401,24 @@ def test_what_does_not_go_with_beam_search_is_refused_by_name(fields: dict[str, 
         assert says in error.message
 
 
+@pytest.mark.parametrize(
+    ("ask", "fields", "param"),
+    [
+        (chat, {"use_beam_search": True, "n": 65}, "n"),
+        (complete, {"use_beam_search": True, "n": 65}, "n"),
+        (complete, {"use_beam_search": True, "n": 2, "best_of": 65}, "best_of"),
+        (complete, {"n": 2, "best_of": 100_000}, "best_of"),
+    ],
+)
+def test_too_many_sequences_are_refused_under_the_name_they_were_asked_for_by(
+    ask: Any, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(SageLLMError) as caught:
+        ask(**fields)
+    assert caught.value.param == param
+    assert "beam_width" not in caught.value.message
+
+
 def test_what_asks_for_nothing_without_beam_search_is_taken() -> None:
     assert chat(length_penalty=1, early_stopping=False, use_beam_search=False) == chat()
 

@@ -14,6 +14,7 @@ from .openai.adapters import LoadAdapterBody, UnloadAdapterBody
 from .openai.chat import ChatBody
 from .openai.completions import CompletionBody
 from .openai.embeddings import EmbeddingBody
+from .openai.management import ReloadBody
 from .openai.rerank import RerankBody, ScoreBody
 
 _STRING_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
@@ -55,6 +56,7 @@ def description(app: FastAPI) -> dict[str, Any]:
             ScoreBody,
             LoadAdapterBody,
             UnloadAdapterBody,
+            ReloadBody,
         ):
             schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))

@@ -111,7 +111,11 @@ class ChatBody(SamplingFields, FormFields):
 
     def names(self) -> dict[str, str]:
         """API names of the contract's fields that this body calls otherwise."""
-        names = {"structured": self.form()[1], "logprobs": "logprobs" if self.top_logprobs is None else "top_logprobs"}
+        names = {
+            "structured": self.form()[1],
+            "logprobs": "logprobs" if self.top_logprobs is None else "top_logprobs",
+            "beam_width": "n",
+        }
         if self.max_tokens is None and self.max_completion_tokens is not None:
             names["max_tokens"] = "max_completion_tokens"
         return names

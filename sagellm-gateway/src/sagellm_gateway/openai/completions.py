@@ -120,7 +120,10 @@ class CompletionBody(SamplingFields, FormFields):
 
     def names(self) -> dict[str, str]:
         """API names of the contract's fields that this body calls otherwise."""
-        names = {"structured": self.form()[1], "prompt_token_ids": "prompt"}
+        width = "n" if self.best_of is None else "best_of"
+        names = {"structured": self.form()[1], "prompt_token_ids": "prompt", "beam_width": width}
+        if self.picks:
+            names["n"] = width
         if self.prompt_logprobs is None:
             names["prompt_logprobs"] = "logprobs"  # asked for by both with echo
         return names

@@ -6,28 +6,31 @@ Off unless the operator allows it: who puts engines to sleep takes the service f
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import cast
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sagellm_gateway.gateway import Gateway, gateway_of
+from sagellm_gateway.openai.body import parse
+from sagellm_gateway.openai.management import ReloadBody
 from sagellm_gateway.settings import PREFIX
 from sagellm_protocol import EngineRecord, EngineState, ErrorCode, SageLLMError, SleepManager, SleepMode
 
-from .base import answer, json_body
+from .base import answer, json_body, takes
 
 router = APIRouter()
+_LEVEL = re.compile("[0-9]{1,3}")
 
 
 @router.post("/sleep", response_model=None)
 async def sleep(request: Request, level: str = "1", mode: str = "wait", engine: str | None = None) -> Response:
     """Have engines give up their cache, and at level 2 their weights; all of them, or one by id."""
-    if not level.isdecimal():
-        raise SageLLMError(ErrorCode.INVALID_REQUEST, f"level={level!r} is no number; there are 1 and 2", "level")
+    if not _LEVEL.fullmatch(level):
+        raise SageLLMError(ErrorCode.INVALID_REQUEST, f"level={level!r:.80} is no number; there are 1 and 2", "level")
     return await _each(request, engine, lambda plane, one: plane.sleep_engine(one, int(level), cast(SleepMode, mode)))
 
 
@@ -47,20 +50,12 @@ async def is_sleeping(request: Request, engine: str | None = None) -> Response:
     return answer({"is_sleeping": sleeping, "engines": {name: state.value for name, state in states.items()}})
 
 
-@router.post("/reload_weights", response_model=None)
+@router.post("/reload_weights", openapi_extra=takes(ReloadBody), response_model=None)
 async def reload_weights(request: Request) -> Response:
     """Have an engine take other weights of the same shape: ``{"model": ..., "revision": ..., "engine": ...}``."""
     _manager(request)
-    given = _object(await json_body(request))
-    model, revision, engine = (given.pop(name, None) for name in ("model", "revision", "engine"))
-    if given:
-        raise _wrong(next(iter(given)), "is unknown here; there are model, revision and engine")
-    if not (isinstance(model, str) and model):
-        raise _wrong("model", "names the weights to take: a path on the engine's host, or a name")
-    for name, value in (("revision", revision), ("engine", engine)):
-        if value is not None and not isinstance(value, str):
-            raise _wrong(name, "is a string")
-    return await _each(request, engine, lambda plane, one: plane.reload_engine(one, model, revision))
+    body = parse(ReloadBody, await json_body(request))
+    return await _each(request, body.engine, lambda plane, one: plane.reload_engine(one, body.model, body.revision))
 
 
 async def _each(
@@ -96,17 +91,3 @@ async def _engines(gateway: Gateway, engine: str | None) -> list[EngineRecord]:
         known = ", ".join(record.info.engine_id for record in records) or "none"
         raise SageLLMError(ErrorCode.NOT_FOUND, f"no engine {engine!r} here; there are: {known}", "engine")
     return chosen
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        given = json.loads(body)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise SageLLMError(ErrorCode.INVALID_REQUEST, 'the body is no JSON object; send {"model": ...}')
-    return given
-
-
-def _wrong(param: str, what: str) -> SageLLMError:
-    return SageLLMError(ErrorCode.INVALID_REQUEST, f"{param} {what}", param)
