@@ -17,7 +17,8 @@ from sagellm_protocol.errors import SageLLMError
 from . import quantized
 from .config import ModelConfig
 from .errors import corrupt, unsupported
-from .families import FAMILIES, Family
+from .families import FAMILIES
+from .family import Family
 from .fields import Fields, read_object
 from .hf_rope import FULL, SLIDING, read_ropes, stated_context
 from .outline import read_outline
