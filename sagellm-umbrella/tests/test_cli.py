@@ -299,3 +299,14 @@ def test_an_address_that_was_killed_comes_back_with_the_same_engine_process(
     again = serve(*arguments)
     assert lock.read_text() == pid
     assert "mock" in sagellm("run", "Hello", "--url", again.url, "--max-tokens", "8").stdout
+
+
+def test_an_address_of_openais_api_is_served_like_an_engine(
+    sagellm: Command, serve: Callable[..., Server], mock_stack: Server
+) -> None:
+    before = serve("serve", "--attach", f"openai+{mock_stack.root}")
+    assert before.model == mock_stack.model
+    arguments = ("run", "Hello", "--max-tokens", "8", "--temperature", "0", "--url")
+    answers = {sagellm(*arguments, server.url).stdout for server in (before, mock_stack)}
+    assert len(answers) == 1
+    assert "mock" in answers.pop()

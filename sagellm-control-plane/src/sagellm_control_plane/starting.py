@@ -12,8 +12,10 @@ from pathlib import Path
 import anyio
 
 from sagellm_protocol import EngineHandle, ErrorCode, Launcher, SageLLMError
+from sagellm_protocol.interfaces import Engine
 
 from .fleet import Attached, Launched, Member
+from .foreign import ForeignEngine
 from .launchers import Adopting, launcher_named
 from .launchers.base import Leaving
 from .remote.client import RemoteEngine
@@ -109,8 +111,22 @@ async def _launched(origin: Launched, engine_id: str, keep_in: Path | None) -> E
     return await launcher.start(origin.spec, engine_id)
 
 
-async def _reached(origin: Attached) -> RemoteEngine:
-    engine = RemoteEngine(origin.url, api_key=origin.api_key)
+async def _reached(origin: Attached) -> Engine:
+    """A client of what answers there: an engine server of ours, else one that speaks OpenAI's API."""
+    if origin.url.startswith("openai+"):
+        return await _started(ForeignEngine(origin.url, api_key=origin.api_key))
+    try:
+        return await _started(RemoteEngine(origin.url, api_key=origin.api_key))
+    except SageLLMError as error:
+        if error.code is not ErrorCode.UNSUPPORTED:
+            raise
+        try:
+            return await _started(ForeignEngine(origin.url, api_key=origin.api_key))
+        except SageLLMError as other:
+            raise (error if other.code is ErrorCode.UNSUPPORTED else other) from error
+
+
+async def _started(engine: RemoteEngine | ForeignEngine) -> Engine:
     try:
         await engine.start()
     except BaseException:

@@ -313,7 +313,7 @@ class RemoteEngine:
                 self._url + "/v1/models", timeout=aiohttp.ClientTimeout(total=CONNECT_S)
             ) as response:
                 if response.status in (200, 401, 403):
-                    return ", but an OpenAI-compatible server, which cannot be attached yet"
+                    return ", but an OpenAI-compatible server"
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return ""
         return ""

@@ -40,7 +40,11 @@ def serve(
     ] = None,
     attach: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="Serve a running engine server too; may be repeated.", show_default=False),
+        typer.Option(
+            metavar="URL",
+            help="Serve a running engine server too, or an OpenAI-compatible one; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     attach_key: Annotated[
         str | None, typer.Option(envvar="SAGELLM_ENGINE_KEY", help="Key of those servers.", show_default=False)
