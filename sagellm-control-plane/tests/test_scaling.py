@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from sagellm_control_plane.scaling import (
     Targets,
     engines_needed,
 )
+from sagellm_control_plane.simulation import EngineModel, Setup, SimRequest, Simulation
 from sagellm_protocol import SageLLMError
 from subjects import Ask
 
@@ -175,6 +177,20 @@ def test_signals_of_a_span() -> None:
     meter.dropped(two, 11.0)
     later = meter.take(15.0)
     assert (later.pending, later.idle_s, later.ttft_s, later.itl_s) == (0, 4.0, None, None)
+
+
+def test_the_simulator_tells_what_the_live_plane_tells_and_its_engines_costs_are_found() -> None:
+    model = EngineModel(step_s=0.01, prompt_token_s=0.0001, sequence_s=0.0005, context_token_s=0.0)
+    simulation = Simulation(Setup([model, model]))
+    meter = SignalMeter(everything, everything)
+    simulation.scheduler.listen(meter)
+    rng = random.Random(1)
+    arrivals = sorted(rng.uniform(0, 60) for _ in range(600))
+    simulation.run(SimRequest(n, at, rng.randint(10, 600), rng.randint(5, 60)) for n, at in enumerate(arrivals))
+    signals, found = meter.take(simulation.now), meter.costs.costs()
+    assert (signals.arrivals, signals.ended, signals.in_flight) == (600, 600, 0)
+    assert found is not None
+    assert (found.step_s, found.prompt_token_s) == pytest.approx((0.01, 0.0001), rel=0.25)
 
 
 # --- deciding ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
+from sagellm_control_plane.observing import EngineWork
+
 from .cache import BlockCache
 from .engine_model import EngineModel
 from .requests import SimRequest
@@ -75,6 +77,10 @@ class SimEngine:
         """In any state here."""
         prompts = len(self.span.completing) if self.span is not None else 0
         return len(self._waiting) + len(self._running) + prompts + (self._head is not None)
+
+    def work(self, output_tokens: int) -> EngineWork:
+        """What it has done, as an engine would tell it."""
+        return EngineWork(self.busy_s, self.prompt_tokens, output_tokens, self._steps)
 
     def running(self) -> list[tuple[SimRequest, int]]:
         """Requests that decode, with the tokens they have."""

@@ -195,6 +195,7 @@ class Simulation:
         if now - self._measured[row] >= MEASURE_S:
             self._measured[row] = now
             load.measure(now)
+            observers.tell("measured", row, engine.work(load.produced))
         # Planned before others are let in, as a live engine does not wait for the plane between two steps.
         if engine.plan(now):
             self._expect(row)
