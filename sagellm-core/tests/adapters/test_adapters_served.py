@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,26 @@ async def test_an_adapter_that_vanished_fails_its_requests_with_the_reason(folde
         assert "has no adapter_config.json" in gone.message
         assert isinstance(plain, str)
         assert isinstance(one, str)
+    finally:
+        await made.stop()
+
+
+async def test_an_adapter_that_came_later_and_vanished_does_not_keep_the_engine_from_starting_again(
+    folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folders / "adapters" / "two", tmp_path / "two")
+    made = create(
+        spec(folders, adapters={"one": str(folders / "adapters" / "one")}, adapter_root=str(tmp_path), max_adapters=2)
+    )
+    await made.start()
+    try:
+        await made.load_adapter(AdapterSpec(name="two", path="two"))
+        await made.stop()
+        shutil.rmtree(tmp_path / "two")
+        await made.start()
+        assert [adapter.name for adapter in made.info.adapters or ()] == ["one"]
+        assert "adapter 'two' is not served any more" in caplog.text
+        assert await text(made, ask("a", model="one"))
     finally:
         await made.stop()
 

@@ -6,6 +6,7 @@ Knows names, keys and folders; whether a folder holds what fits is the core's to
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sagellm_core.adapters.base import AdapterRef
 from sagellm_protocol.engine import AdapterInfo, AdapterSpec, EngineSpec
 from sagellm_protocol.errors import ErrorCode, SageLLMError
 from sagellm_protocol.features import AnyRequest
+
+logger = logging.getLogger(__name__)
 
 Check = Callable[[str], Awaitable[str]]
 """From a folder to the key of the adapter in it; raises what is wrong with it."""
@@ -50,14 +53,22 @@ class FrontAdapters:
     async def start(self, check: Check) -> list[AdapterRef]:
         """See that all fit a core that was started; those known from before it, too.
 
+        One that came at run time and whose folder is gone, or holds something else now, is given up with a warning.
+
         Raises:
-            SageLLMError: What is wrong with one, by its name.
+            SageLLMError: What is wrong with one that the operator named, by its name.
         """
         paths = {name: adapter.path for name, adapter in self._known.items()}
         for name, path in self._spec.adapters.items():
             paths.setdefault(name, _absolute(path))
         for name, path in paths.items():
-            self._known[name] = AdapterRef(await _checked(name, path, check), path)
+            try:
+                self._known[name] = AdapterRef(await _checked(name, path, check), path)
+            except SageLLMError as error:
+                if name in self._spec.adapters:
+                    raise
+                del self._known[name]
+                logger.warning("adapter %r is not served any more: %s", name, error.message)
         return list(self._known.values())
 
     async def load(self, adapter: AdapterSpec, check: Check) -> tuple[AdapterRef, str | None]:
