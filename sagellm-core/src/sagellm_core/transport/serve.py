@@ -53,10 +53,19 @@ def serve(core: EngineCore, channel: Channel) -> None:
     Raises:
         CoreBroken: The executor fails whatever it is given.
     """
-    _Service(core, channel).run()
+    service = Service(core, channel)
+    while service.turn():
+        pass
 
 
-class _Service:
+class Service:
+    """A core's life, turn by turn.
+
+    Args:
+        core: Served.
+        channel: Its end of a transport.
+    """
+
     def __init__(self, core: EngineCore, channel: Channel) -> None:
         self._core = core
         self._channel = channel
@@ -68,23 +77,31 @@ class _Service:
         self._checked_steps = core.steps
         self._heard: dict[Hashable, float] = {}  # when each front was last sent something
 
-    def run(self) -> None:
-        while True:
-            timeout_s = 0.0 if self._core.has_work or self._core.has_chores else HEARTBEAT_S
-            arrived = self._channel.receive(timeout_s)
-            if timeout_s and not arrived:
-                self._check()
-            for front, message in arrived:
-                if isinstance(message, Stop):
-                    return
-                self._handle(front, message)
-            self._send_all(self._core.settle())
-            self._adapters.tell()
-            if self._core.has_work:
-                self._send_all(self._core.step())
-            if self._watchers:
-                self._tell_kv()
-            self._beat()
+    def turn(self) -> bool:
+        """Take in what has arrived, or wait for it where there is nothing to do, and make one step.
+
+        Returns:
+            Whether there is another turn: nobody has said :class:`~.messages.Stop`.
+
+        Raises:
+            CoreBroken: The executor fails whatever it is given.
+        """
+        timeout_s = 0.0 if self._core.has_work or self._core.has_chores else HEARTBEAT_S
+        arrived = self._channel.receive(timeout_s)
+        if timeout_s and not arrived:
+            self._check()
+        for front, message in arrived:
+            if isinstance(message, Stop):
+                return False
+            self._handle(front, message)
+        self._send_all(self._core.settle())
+        self._adapters.tell()
+        if self._core.has_work:
+            self._send_all(self._core.step())
+        if self._watchers:
+            self._tell_kv()
+        self._beat()
+        return True
 
     def _check(self) -> None:
         """After a second of idleness, see that the books balance; once for all steps made since.
