@@ -485,7 +485,7 @@ def test_whatever_is_asked_together_each_gets_what_it_gets_alone(folder: Path, a
     run_state_machine_as_test(
         lambda: CombinedMachine(folder, alone),
         settings=settings(
-            max_examples=int(EXAMPLES or 40),
+            max_examples=int(EXAMPLES or 25),
             stateful_step_count=14,
             derandomize=EXAMPLES is None,
             deadline=None,
