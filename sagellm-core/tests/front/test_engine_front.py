@@ -69,6 +69,24 @@ async def answer(engine: FrontEngine, asked: Request) -> Response:
     return await collect(engine.generate(asked), asked.model)
 
 
+async def test_a_caller_that_leaves_while_its_prompt_is_read_counts_as_cancelled(
+    engine: FrontEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = asyncio.Event()
+
+    async def for_ever(*_: Any) -> Any:
+        reading.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(type(engine.renderer), "render", for_ever)
+    leaving = asyncio.create_task(answer(engine, request()))
+    await reading.wait()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert (await engine.stats()).cancelled == 1
+
+
 async def test_text_and_tokens_are_the_models(engine: FrontEngine) -> None:
     response = await answer(engine, request())
     assert list(response.output_tokens) == expected()

@@ -409,6 +409,9 @@ class FrontEngine:
             self._ended[_BEFORE_THE_CORE.get(error.code, RequestEnding.REFUSED)] += 1
             yield ErrorEvent(request_id=request.request_id, error=error.info())
             return
+        except asyncio.CancelledError:
+            self._ended[RequestEnding.CANCELLED] += 1
+            raise
         except Exception as error:
             with naming(name_of(request)):
                 logger.exception("cannot take in request %s", request.request_id)
