@@ -259,6 +259,7 @@ class CombinedMachine(RuleBasedStateMachine):
         self._asked: list[Asked] = []
         self._embedded: list[tuple[EmbedRequest, Any]] = []
         self._left: set[str] = set()
+        self._asleep: set[str] = set()
         self._expired = False
 
     @initialize(
@@ -361,6 +362,8 @@ class CombinedMachine(RuleBasedStateMachine):
             self._sleep(2 if how == "sleep deeply" else 1, abort=how == "abort and sleep")
 
     def _sleep(self, level: int, *, abort: bool) -> None:
+        # One whose prompt is still being read finds the engine asleep.
+        self._asleep.update(asked.request.request_id for asked in self._asked if not asked.task.done())
         if abort:
             self._left.update(asked.request.request_id for asked in self._asked if not asked.task.done())
         self._engine.until(self._front.sleep(level, "abort" if abort else "wait"))
@@ -404,6 +407,8 @@ class CombinedMachine(RuleBasedStateMachine):
             assert asked.task.cancelled()
         elif asked.error.error.code is ErrorCode.CANCELLED:
             assert asked.request.request_id in self._left
+        elif asked.error.error.code is ErrorCode.UNAVAILABLE:
+            assert asked.request.request_id in self._asleep
         elif asked.error.error.code is ErrorCode.DEADLINE_EXCEEDED:
             assert self._expired
             assert asked.request.slo is not None

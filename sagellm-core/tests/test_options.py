@@ -159,6 +159,7 @@ def test_no_field_of_a_spec_is_left_out_here() -> None:
     refused = {name for fields, _, _ in REFUSED for name in fields}
     honoured = {"engine", "model", "core", "threads", "served_names", "block_size", "prefix_caching", "seed"}
     honoured.add("trust_request_chat_template")
-    # Asked after, and refused, in tests/offload and tests/drafting.
+    # Asked after, and refused, in tests of their own.
     honoured |= {"kv_offload_memory_bytes", "kv_offload_dir", "kv_offload_disk_bytes", "speculative"}
+    honoured |= {"adapters", "adapter_root", "max_adapters", "max_adapter_rank"}  # in tests/adapters
     assert refused | honoured == set(EngineSpec.model_fields)
