@@ -362,10 +362,10 @@ class CombinedMachine(RuleBasedStateMachine):
             self._sleep(2 if how == "sleep deeply" else 1, abort=how == "abort and sleep")
 
     def _sleep(self, level: int, *, abort: bool) -> None:
-        # One whose prompt is still being read finds the engine asleep.
-        self._asleep.update(asked.request.request_id for asked in self._asked if not asked.task.done())
         if abort:
-            self._left.update(asked.request.request_id for asked in self._asked if not asked.task.done())
+            live = {asked.request.request_id for asked in self._asked if not asked.task.done()}
+            self._left |= live
+            self._asleep |= live  # one whose prompt is still being read may find the engine asleep
         self._engine.until(self._front.sleep(level, "abort" if abort else "wait"))
         assert self._engine.core.stats().cached_blocks == 0
         self._engine.until(self._front.wake())

@@ -256,8 +256,7 @@ async def test_memory_is_given_back_to_the_system_and_the_same_answers_come_afte
     assert awake - resident() > 0.8 * weights
     await engine.wake()
     assert (await answer(engine, ask(1, model=model))).outputs[0].token_ids == before
-    # Allocators keep some of what loading took; a second copy would be all of the weights and more.
-    assert resident() < awake + 0.8 * weights, "weights are there once"
+    assert resident() < awake + 0.5 * weights, "weights are there once"
     assert bool((await engine.stats()).drafted_tokens) is drafting
     await engine.stop()
 

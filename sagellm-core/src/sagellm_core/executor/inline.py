@@ -222,11 +222,16 @@ class InlineExecutor:
 
     def wake(self) -> None:
         """Have both again."""
+        loads = self._model is None or (self._drafting is None and self._reopen_draft is not None)
         if self._model is None:
             self._load(self._opened(self._path))
         assert self._model is not None, "it was just loaded"
         if self._drafting is None and self._reopen_draft is not None:
-            self._drafting = self._stage(self._model, draft=self._reopen_draft())
+            draft = self._reopen_draft()
+            self._drafting = self._stage(self._model, draft=draft)
+            draft.release()
+        if loads:
+            release_memory()  # what was read to be packed
         if self._runner is None:
             assert self._layout is not None, "the cache was never made"
             self.allocate(self._layout)
