@@ -229,7 +229,8 @@ class InlineExecutor:
         if self._drafting is None and self._reopen_draft is not None:
             draft = self._reopen_draft()
             self._drafting = self._stage(self._model, draft=draft)
-            draft.release()
+            if draft is not None:
+                draft.release()
         if loads:
             release_memory()  # what was read to be packed
         if self._runner is None:
