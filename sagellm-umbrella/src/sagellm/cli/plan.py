@@ -68,7 +68,7 @@ def _config(model: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SageLLMError(
             ErrorCode.INVALID_REQUEST,
-            f"cannot read {path} as a model's config ({error}); give the path of a config.json, or of a folder with one",
+            f"cannot read {path} as a model's config ({error}); give a config.json, or a folder with one",
         ) from error
     if not isinstance(found, dict):
         raise SageLLMError(ErrorCode.INVALID_REQUEST, f"{path} is not a model's config: it holds no object")
